@@ -1,0 +1,21 @@
+"""The errors this library raises on purpose.
+
+Each message says what was given, what was expected and what to do next. The command line prints it
+without a traceback; in a notebook it is the last line of one.
+"""
+
+
+class MedvitError(Exception):
+    """Anything that the caller can put right."""
+
+
+class DataError(MedvitError, ValueError):
+    """A data set, image, split or label that cannot be used as given."""
+
+
+class WeightsError(MedvitError, ValueError):
+    """Weights that are absent, damaged, or made for another architecture."""
+
+
+class EvaluationError(MedvitError, ValueError):
+    """Labels, probabilities or an operating point that cannot be evaluated as asked."""

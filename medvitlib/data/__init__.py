@@ -1,0 +1,29 @@
+"""What is on disk, as samples with labels, groups and splits. Names load when first used: importing is cheap."""
+
+import importlib
+
+_HOME = {
+    "open_dataset": "catalog",
+    "find": "catalog",
+    "KNOWN": "catalog",
+    "Dataset": "dataset",
+    "Quarantined": "dataset",
+    "batches": "loading",
+    "CxrOptions": "phantoms",
+    "FAMILIES": "phantoms",
+    "Split": "splits",
+    "split": "splits",
+    "duplicates": "splits",
+    "HALF": "transforms",
+    "IMAGENET": "transforms",
+    "Preprocessing": "transforms",
+    "normalise": "transforms",
+}
+
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str):
+    if name in _HOME:
+        return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,166 @@
+"""One builder a library: this one's Vision Transformers, timm's models, torchvision's."""
+
+import difflib
+from dataclasses import replace
+from typing import Any
+
+import timm
+import torch
+import torchvision
+from torch import nn
+
+from medvitlib.data.transforms import HALF, IMAGENET, Preprocessing
+from medvitlib.errors import MedvitError, WeightsError
+from medvitlib.models.checkpoint import load_into_vit
+from medvitlib.models.npz import Checkpoint
+from medvitlib.models.sources import SOURCES, Source
+from medvitlib.models.vit import CONFIGS, VisionTransformer
+
+
+def library_of(name: str) -> str:
+    """Which of "medvitlib", "timm" and "torchvision" has this model; MedvitError names the nearest known ones."""
+    if name in CONFIGS:
+        return "medvitlib"
+    if timm.is_model(name):
+        return "timm"
+    torchvisions = torchvision.models.list_models(module=torchvision.models)
+    if name in torchvisions:
+        return "torchvision"
+    known = [*CONFIGS, *timm.list_models(), *torchvisions]
+    nearest = difflib.get_close_matches(name, known, n=4, cutoff=0.5)
+    raise MedvitError(
+        f"no model is called {name!r}. Nearest: {', '.join(nearest) or 'none'}. "
+        f"This library's own: {', '.join(CONFIGS)}; timm's: timm.list_models()."
+    )
+
+
+def published(name: str) -> tuple[Source, Preprocessing]:
+    """Where the weights of a name are published, and the input that they expect."""
+    library = library_of(name)
+    if library == "medvitlib":
+        size = CONFIGS[name].image_size
+        return SOURCES.get(name, Source()), Preprocessing((size, size), *(IMAGENET if "dinov2" in name else HALF))
+    local = tuple(f"{name}{suffix}" for suffix in (".safetensors", ".pth", ".npz"))
+    if library == "timm":
+        config = timm.get_pretrained_cfg(name)
+        repository = config.hf_hub_id or ""
+        source = Source(local, config.license or "unknown", hub=repository, url="" if repository else config.url or "")
+        return source, Preprocessing(config.input_size[1:], config.mean, config.std)
+    weights = torchvision.models.get_model_weights(name).DEFAULT
+    recipe = weights.transforms()
+    source = Source(local, "BSD-3-Clause (torchvision)", url=weights.url)
+    return source, Preprocessing((recipe.crop_size[0],) * 2, recipe.mean, recipe.std)
+
+
+def head_name(model: nn.Module) -> str:
+    """Path of the final classifier inside the model, whatever module stands there now."""
+    if isinstance(model, VisionTransformer):
+        return "head"
+    if hasattr(model, "get_classifier"):  # timm
+        head = model.get_classifier()
+        if isinstance(head, tuple):
+            raise MedvitError(f"{type(model).__name__} has {len(head)} heads; take the model without distillation.")
+        for name, module in model.named_modules():
+            if module is head:
+                return name
+    for name in ("fc", "heads.head", "head", "classifier"):  # torchvision
+        try:
+            module = model.get_submodule(name)
+        except AttributeError:
+            continue
+        if not isinstance(module, nn.Sequential):
+            return name
+        if not isinstance(module[-1], nn.AdaptiveAvgPool2d):  # SqueezeNet classifies before it pools
+            return f"{name}.{len(module) - 1}"
+    raise MedvitError(f"{type(model).__name__} has no single final classifier that this library knows of.")
+
+
+def put_head(model: nn.Module, new: nn.Module) -> None:
+    """Set the module at the place of the final classifier."""
+    parent, _, attribute = head_name(model).rpartition(".")
+    setattr(model.get_submodule(parent), attribute, new)
+
+
+def _build_own(architecture: dict[str, Any], checkpoint: Checkpoint | None) -> tuple[nn.Module, list[str]]:
+    config = CONFIGS[architecture["name"]]
+    model = VisionTransformer(
+        tuple(architecture["image_size"]),
+        config.patch_size,
+        architecture["in_channels"],
+        architecture["num_classes"],
+        dim=config.dim,
+        depth=config.depth,
+        heads=config.heads,
+        pool=architecture["pool"] or "token",
+    )
+    return model, load_into_vit(model, checkpoint) if checkpoint else []
+
+
+def _build_timm(architecture: dict[str, Any], checkpoint: Checkpoint | None) -> tuple[nn.Module, list[str]]:
+    name, classes = architecture["name"], architecture["num_classes"]
+    _no_pool(architecture)
+    config = timm.get_pretrained_cfg(name)
+    options: dict[str, Any] = {"in_chans": architecture["in_channels"]}
+    if config.fixed_input_size:
+        options["img_size"] = tuple(architecture["image_size"])
+    if checkpoint is None:
+        return timm.create_model(name, num_classes=classes, **options), []
+
+    # timm loads strictly only where the classes agree: build with the file's head, load, then change it
+    state = {key: torch.as_tensor(value) for key, value in checkpoint.state.items()}
+    head = config.classifier[0] if isinstance(config.classifier, tuple) else config.classifier
+    in_file = len(state[f"{head}.weight"]) if f"{head}.weight" in state else 0
+    overlay = {"state_dict": state, "num_classes": in_file, "label_offset": 0}
+    try:
+        model = timm.create_model(name, pretrained=True, num_classes=in_file, pretrained_cfg_overlay=overlay, **options)
+    except (RuntimeError, KeyError, ValueError) as error:
+        raise WeightsError(f"these weights do not fit timm's {name}: {error}") from error
+    model.pretrained_cfg.pop("state_dict", None)  # a second copy of all weights
+    if in_file == classes:
+        return model, []
+    model.reset_classifier(classes)
+    return model, ["head new, not pretrained"]
+
+
+def _build_torchvision(architecture: dict[str, Any], checkpoint: Checkpoint | None) -> tuple[nn.Module, list[str]]:
+    name, classes = architecture["name"], architecture["num_classes"]
+    _no_pool(architecture)
+    if architecture["in_channels"] != 3:
+        raise MedvitError(
+            f"torchvision's {name} takes 3 channels, {architecture['in_channels']} asked for; try a model of timm."
+        )
+    if name.startswith("vit_") and tuple(architecture["image_size"]) != published(name)[1].image_size:
+        raise MedvitError(f"torchvision's {name} takes its published image size only; try timm's, or this library's.")
+    if checkpoint is None:
+        return torchvision.models.get_model(name, weights=None, num_classes=classes), []
+
+    state = {key: torch.as_tensor(value) for key, value in checkpoint.state.items()}
+    model = torchvision.models.get_model(name, weights=None)
+    head = f"{head_name(model)}.weight"
+    in_file = len(state[head]) if head in state else 0
+    model = torchvision.models.get_model(name, weights=None, num_classes=in_file)
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise WeightsError(f"these weights do not fit torchvision's {name}: {error}") from error
+    if in_file == classes:
+        return model, []
+    put_head(model, nn.Linear(model.get_submodule(head_name(model)).in_features, classes))
+    return model, ["head new, not pretrained"]
+
+
+BUILDERS = {"medvitlib": _build_own, "timm": _build_timm, "torchvision": _build_torchvision}
+
+
+def _no_pool(architecture: dict[str, Any]) -> None:
+    if architecture["pool"] is not None:
+        raise MedvitError(f"pool={architecture['pool']!r} is for this library's models ({', '.join(CONFIGS)}) only.")
+
+
+def of_channels(preprocessing: Preprocessing, channels: int) -> Preprocessing:
+    if channels == preprocessing.channels:
+        return preprocessing
+    if channels != 1:
+        raise MedvitError(f"in_channels is 3 (RGB) or 1 (grey); {channels} was given.")
+    mean, std = (sum(values) / len(values) for values in (preprocessing.mean, preprocessing.std))
+    return replace(preprocessing, mean=(mean,), std=(std,), channels=1)

@@ -1,0 +1,239 @@
+"""The Vision Transformer, read top to bottom (Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021).
+
+Pre-norm blocks, a class token, a learned position embedding, exact GELU, LayerNorm eps 1e-6. Parameters are
+named as in timm's `VisionTransformer`, so that a state dict loads into both.
+
+Shapes: B images, N patches, D width, H heads, K = D / H head width.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from timm.layers import DropPath
+from torch import nn
+
+from medvitlib.errors import MedvitError
+
+POOLS = ("token", "mean", "token_mean")
+
+
+class PatchEmbed(nn.Module):
+    """Cut the image into patches and project each one: a convolution whose stride is its kernel."""
+
+    def __init__(self, image_size: tuple[int, int], patch_size: int, in_channels: int, dim: int):
+        super().__init__()
+        self.patch_size = patch_size
+        self.grid_size = self.grid_of(*image_size)
+        self.proj = nn.Conv2d(in_channels, dim, kernel_size=patch_size, stride=patch_size)
+
+    def grid_of(self, height: int, width: int) -> tuple[int, int]:
+        """Patches down and across an image of this size in pixels; MedvitError where they do not fit."""
+        if height % self.patch_size or width % self.patch_size or min(height, width) < self.patch_size:
+            fits = " or ".join(
+                str((size // self.patch_size + step) * self.patch_size)
+                for size in (height, width)[: 1 if height == width else 2]
+                for step in (0, 1)
+            )
+            raise MedvitError(
+                f"image size {height} x {width} is not made of {self.patch_size} x {self.patch_size} patches. "
+                f"Nearest sizes that are: {fits}."
+            )
+        return height // self.patch_size, width // self.patch_size
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.proj(x).flatten(2).transpose(1, 2)  # (B, N, D)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention: softmax(q k' / sqrt(K)) v, one linear layer for q, k and v."""
+
+    def __init__(self, dim: int, heads: int, dropout: float):
+        super().__init__()
+        self.num_heads = heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+        self.proj_drop = nn.Dropout(dropout)
+
+    def forward(self, x: torch.Tensor, need_weights: bool = False) -> tuple[torch.Tensor, torch.Tensor | None]:
+        b, n, d = x.shape
+        qkv = self.qkv(x).reshape(b, n, 3, self.num_heads, d // self.num_heads)  # (B, N, 3, H, K)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, N, K)
+        if need_weights:  # the fused kernel never materialises the weights
+            weights = (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(dim=-1)  # (B, H, N, N)
+            y = weights @ v  # (B, H, N, K)
+        else:
+            weights = None
+            y = F.scaled_dot_product_attention(q, k, v)  # (B, H, N, K)
+        y = y.transpose(1, 2).reshape(b, n, d)  # heads side by side again
+        return self.proj_drop(self.proj(y)), weights
+
+
+class Mlp(nn.Module):
+    """Two linear layers with an exact GELU between them (flax's default, a tanh, is within 5e-4 of it)."""
+
+    def __init__(self, dim: int, hidden: int, dropout: float):
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.fc2 = nn.Linear(hidden, dim)
+        self.drop = nn.Dropout(dropout)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.drop(F.gelu(self.fc1(x)))  # (B, N, hidden)
+        return self.drop(self.fc2(x))  # (B, N, D)
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x)); in training a sample may skip either (DropPath)."""
+
+    def __init__(self, dim: int, heads: int, mlp_ratio: float, dropout: float, drop_path: float):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.attn = Attention(dim, heads, dropout)
+        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), dropout)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: torch.Tensor, need_weights: bool = False) -> tuple[torch.Tensor, torch.Tensor | None]:
+        y, weights = self.attn(self.norm1(x), need_weights)
+        x = x + self.drop_path(y)
+        return x + self.drop_path(self.mlp(self.norm2(x))), weights
+
+
+class VisionTransformer(nn.Module):
+    """A Vision Transformer classifier.
+
+    Args:
+        image_size: pixels, one number or (height, width), multiples of `patch_size`. Images of another size are
+            accepted too: the position embedding is then resized on the fly.
+        patch_size: pixels of a patch's side.
+        num_classes: logits.
+        dim, depth, heads, mlp_ratio: width, number of blocks, attention heads, hidden width of the MLP over `dim`.
+        dropout: after the position embedding and after each linear layer of a block, but not on attention
+            weights, as in Google's models.
+        drop_path: probability that a sample skips the last block's branches; grows linearly from 0 at the first
+            (stochastic depth, Huang et al. 2016).
+        pool: what the head sees of the final norm's output: the class "token", the "mean" of the patch tokens,
+            or "token_mean", both side by side (the head is then 2 x `dim` wide).
+
+    Raises:
+        MedvitError: the image size, heads or pool cannot be.
+    """
+
+    def __init__(
+        self,
+        image_size: int | tuple[int, int],
+        patch_size: int,
+        in_channels: int = 3,
+        num_classes: int = 2,
+        *,
+        dim: int,
+        depth: int,
+        heads: int,
+        mlp_ratio: float = 4.0,
+        dropout: float = 0.0,
+        drop_path: float = 0.0,
+        pool: str = "token",
+    ):
+        super().__init__()
+        if dim % heads:
+            raise MedvitError(f"dim {dim} cannot be shared by {heads} heads: choose a divisor of {dim}.")
+        if pool not in POOLS:
+            raise MedvitError(f"pool {pool!r} is unknown: choose one of {', '.join(POOLS)}.")
+        self.pool = pool
+        size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+        self.patch_embed = PatchEmbed(size, patch_size, in_channels, dim)
+        rows, columns = self.patch_embed.grid_size
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
+        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + rows * columns, dim))
+        self.pos_drop = nn.Dropout(dropout)
+        rates = torch.linspace(0, drop_path, depth).tolist()
+        self.blocks = nn.ModuleList(Block(dim, heads, mlp_ratio, dropout, rate) for rate in rates)
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.head = nn.Linear(2 * dim if pool == "token_mean" else dim, num_classes)
+        self._init_weights()
+
+    def _init_weights(self) -> None:
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        nn.init.normal_(self.cls_token, std=1e-6)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Images (B, C, height, width), normalised, to logits (B, num_classes)."""
+        return self.forward_head(self.forward_features(x))
+
+    def forward_features(self, x: torch.Tensor) -> torch.Tensor:
+        """Tokens after the final norm (B, 1 + N, D), the class token first."""
+        x = self._embed(x)
+        for block in self.blocks:
+            x, _ = block(x)
+        return self.norm(x)
+
+    def forward_head(self, tokens: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
+        """Pool tokens (B, 1 + N, D) and classify; with `pre_logits`, stop at the features the head sees."""
+        if self.pool == "token":
+            features = tokens[:, 0]
+        elif self.pool == "mean":
+            features = tokens[:, 1:].mean(dim=1)
+        else:
+            features = torch.cat([tokens[:, 0], tokens[:, 1:].mean(dim=1)], dim=1)
+        return features if pre_logits else self.head(features)
+
+    def forward_intermediates(self, x: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Logits, and everything an explanation reads, by name; gradients flow through all of it.
+
+        Returns:
+            logits (B, num_classes), and a dictionary with `embedded` (B, 1 + N, D); for each block i
+            `blocks.i.attention` (B, H, 1 + N, 1 + N), rows summing to one, and `blocks.i` (B, 1 + N, D);
+            `norm` (B, 1 + N, D); `pre_logits` (B, D or 2 D).
+        """
+        out = {"embedded": self._embed(x)}
+        x = out["embedded"]
+        for i, block in enumerate(self.blocks):
+            x, out[f"blocks.{i}.attention"] = block(x, need_weights=True)
+            out[f"blocks.{i}"] = x
+        out["norm"] = self.norm(x)
+        out["pre_logits"] = self.forward_head(out["norm"], pre_logits=True)
+        return self.head(out["pre_logits"]), out
+
+    def _embed(self, x: torch.Tensor) -> torch.Tensor:
+        grid = self.patch_embed.grid_of(*x.shape[-2:])
+        x = self.patch_embed(x)  # (B, N, D)
+        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1)  # (B, 1 + N, D)
+        return self.pos_drop(x + resize_position(self.pos_embed, self.patch_embed.grid_size, grid))
+
+
+def resize_position(position: torch.Tensor, old: tuple[int, int], new: tuple[int, int]) -> torch.Tensor:
+    """Resize a position embedding (1, 1 + h w, D) from one (h, w) grid of patches to another.
+
+    Bicubic with antialiasing; the class token's row is kept. Grids are compared, not token counts: 14 x 14 and
+    7 x 28 both have 196 patches, and timm's function (before 1.0.27) takes one for the other.
+    """
+    if tuple(old) == tuple(new):
+        return position
+    token, patches = position[:, :1], position[:, 1:]  # (1, 1, D), (1, h w, D)
+    patches = patches.transpose(1, 2).unflatten(2, old).float().contiguous()  # (1, D, h, w)
+    patches = F.interpolate(patches, size=new, mode="bicubic", antialias=True)
+    return torch.cat([token, patches.flatten(2).transpose(1, 2).to(token.dtype)], dim=1)
+
+
+@dataclass(frozen=True)
+class ViTConfig:
+    """Sizes of a named model; `image_size` is the default in pixels."""
+
+    patch_size: int
+    dim: int
+    depth: int
+    heads: int
+    image_size: int = 224
+
+
+CONFIGS = {
+    "vit_tiny_test": ViTConfig(patch_size=8, dim=16, depth=2, heads=2, image_size=32),  # makes tests instant
+    "vit_small_patch14_dinov2": ViTConfig(patch_size=14, dim=384, depth=12, heads=6),  # published at 518 px
+    "vit_small_patch16_224": ViTConfig(patch_size=16, dim=384, depth=12, heads=6),
+    "vit_base_patch16_224": ViTConfig(patch_size=16, dim=768, depth=12, heads=12),
+}

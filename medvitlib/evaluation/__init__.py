@@ -1,0 +1,35 @@
+"""From labels and probabilities to figures with intervals; nothing in here needs a model or this library's data."""
+
+from medvitlib.evaluation.calibration import apply_temperature, fit_temperature, log_probabilities
+from medvitlib.evaluation.inputs import Predictions
+from medvitlib.evaluation.intervals import Estimate, clopper_pearson, wilson
+from medvitlib.evaluation.report import build_report
+from medvitlib.evaluation.result import Report
+from medvitlib.evaluation.scoring import score
+from medvitlib.evaluation.thresholds import (
+    NotCertifiable,
+    ThresholdChoice,
+    choose_certified_threshold,
+    choose_threshold_by_min_recall,
+    patients_needed,
+    summarize_at_threshold,
+)
+
+__all__ = [
+    "Estimate",
+    "NotCertifiable",
+    "Predictions",
+    "Report",
+    "ThresholdChoice",
+    "apply_temperature",
+    "build_report",
+    "choose_certified_threshold",
+    "choose_threshold_by_min_recall",
+    "clopper_pearson",
+    "fit_temperature",
+    "log_probabilities",
+    "patients_needed",
+    "score",
+    "summarize_at_threshold",
+    "wilson",
+]

@@ -1,0 +1,110 @@
+"""A report in plain sentences, doubts first among equals."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from medvitlib.evaluation.inputs import percent
+from medvitlib.evaluation.intervals import Estimate
+
+if TYPE_CHECKING:
+    from medvitlib.evaluation.result import Report
+
+FLOOR = 30  # patients of a class below which its figures are called rough
+
+
+def findings(report: "Report") -> list[str]:
+    """What was tested, what was found at each operating point, what is doubtful, in this order."""
+    sentences = [_what_was_tested(report), _ranking(report)]
+    sentences += _operating_points(report) if report.positive is not None else _classes(report)
+    return [*sentences, *_calibration(report), *report.notes, *_doubts(report)]
+
+
+def _what_was_tested(report: "Report") -> str:
+    parts = [f"{int((report.y_true == k).sum())} {name}" for k, name in enumerate(report.classes)]
+    n = len(report.y_true)
+    if report.groups is None:
+        return f"{n} test images ({', '.join(parts)}); patients unknown."
+    return f"{n} test images ({', '.join(parts)}) of {len(np.unique(report.groups))} patients."
+
+
+def _ranking(report: "Report") -> str:
+    if report.positive is None:
+        return (
+            f"Macro one-against-rest AUROC {report.metrics['auroc_macro']}, accuracy {report.metrics['accuracy']}, "
+            f"balanced accuracy {report.metrics['balanced_accuracy']}."
+        )
+    prevalence = (report.y_true == report.classes.index(report.positive)).mean()
+    return (
+        f"AUROC {report.metrics['auroc']}; AUPRC {report.metrics['auprc']}, where calling images {report.positive} "
+        f"at random would give {prevalence:.3f}."
+    )
+
+
+def _operating_points(report: "Report") -> list[str]:
+    target = report.settings["target_recall"]
+    sentences = []
+    for name, point in report.operating_points.items():
+        threshold = point["threshold"]
+        at = {
+            "0.5": "At 0.5",
+            "recall": f"At the threshold chosen on validation for {percent(target)} recall ({threshold:.3g})",
+            "certified": f"At the certified threshold ({threshold:.3g})",
+        }[name]
+        sentence = (
+            f"{at}, test recall is {point['recall']}, precision {point['precision']}, specificity "
+            f"{point['specificity']}; missed: {point['fn']} of {point['fn'] + point['tp']} {report.positive} images, "
+            f"called so wrongly: {point['fp']} of {point['fp'] + point['tn']} others."
+        )
+        if name == "recall":
+            sentence += f" The recall is {_against(point['recall'], target)}."
+        if name == "certified":
+            found = point.get("patient_recall", point["recall"])
+            unit = "patients with every positive image found" if "patient_recall" in point else "images found"
+            sentence += f" {report.choices[name].sentence} On test: {unit} {found}, {_against(found, target)}."
+        sentences.append(sentence)
+    return sentences
+
+
+def _against(recall: Estimate, target: float) -> str:
+    goal = f"the target of {percent(target)}"
+    if np.isnan(recall.value):
+        return "undefined"
+    if recall.value >= target:
+        return f"above {goal}" if recall.low >= target else f"at or above {goal}, though its interval reaches below"
+    return f"below {goal}, by no more than chance allows" if recall.high >= target else f"below {goal}, beyond chance"
+
+
+def _classes(report: "Report") -> list[str]:
+    known = {name: recall for name, recall in report.per_class.items() if not np.isnan(recall.value)}
+    worst = min(known, key=lambda name: known[name].value)
+    return [f"The class found least often is {worst}: recall {known[worst]}."]
+
+
+def _calibration(report: "Report") -> list[str]:
+    if not report.settings["validation_images"]:
+        return []
+    before, after = report.calibration["before"], report.calibration["after"]
+    refers = " Thresholds refer to the calibrated probabilities." if report.positive is not None else ""
+    return [
+        f"Logits were divided by a temperature of {report.temperature:.3g}, chosen on "
+        f"{report.settings['validation_images']} validation images: NLL {before['nll'].value:.3f} to {after['nll']}, "
+        f"ECE (15 bins) {before['ece'].value:.3f} to {after['ece']}.{refers}"
+    ]
+
+
+def _doubts(report: "Report") -> list[str]:
+    sentences = []
+    if report.groups is None:
+        sentences.append(
+            "Patients are unknown, so each image was taken as its own: if patients have several images, every "
+            "interval is too narrow, and nothing shows that training and test patients differ."
+        )
+    for k, name in enumerate(report.classes):
+        own = report.y_true == k
+        n = int(own.sum()) if report.groups is None else len(np.unique(report.groups[own]))
+        if n < FLOOR:
+            unit = "images" if report.groups is None else "patients"
+            sentences.append(f"Only {n} {unit} of {name} (fewer than {FLOOR}): figures that rest on them are rough.")
+    undefined = {e.reason: name for name, e in report.metrics.items() if np.isnan(e.value)}
+    return sentences + [f"Undefined ({name} and the like): {reason}." for reason, name in undefined.items()]

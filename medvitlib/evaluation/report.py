@@ -1,0 +1,141 @@
+"""The report on a test set: temperature and thresholds from validation, figures from the test set, scored once."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from medvitlib.errors import EvaluationError
+from medvitlib.evaluation.calibration import BOUNDS, apply_temperature, fit_temperature, log_probabilities
+from medvitlib.evaluation.inputs import Checked, Predictions, check, check_share
+from medvitlib.evaluation.result import Report
+from medvitlib.evaluation.scoring import decide, recall_per_class, score
+from medvitlib.evaluation.thresholds import (
+    NotCertifiable,
+    ThresholdChoice,
+    choose_certified_threshold,
+    choose_threshold_by_min_recall,
+    summarize_at_threshold,
+)
+
+CALIBRATION = ("brier", "nll", "ece")
+
+
+def build_report(
+    y_true: np.ndarray,
+    probabilities: np.ndarray,
+    *,
+    classes: Sequence[str],
+    positive: str | None = None,
+    groups: np.ndarray | None = None,
+    validation: Predictions | None = None,
+    target_recall: float = 0.95,
+    confidence: float = 0.95,
+    candidates: int = 1,
+    n_boot: int = 1000,
+    seed: int = 0,
+) -> Report:
+    """Choose temperature and thresholds on `validation`, then score the test predictions once.
+
+    Thresholds refer to calibrated probabilities. With two classes, calibration moves no image across 0.5.
+
+    Args:
+        y_true: (N,) integers, indices into `classes`.
+        probabilities: (N, K) as the model gives them, uncalibrated; or (N,) for the positive class of two.
+        groups: (N,) patient of each test image; None where unknown.
+        validation: predictions of the same model on other patients. Without it nothing is calibrated or chosen.
+        target_recall: recall for which the thresholds are chosen.
+        confidence: coverage of the intervals, and of the certified threshold's guarantee.
+        candidates: models or settings compared on the validation patients before this one was kept.
+
+    Raises:
+        EvaluationError: if arrays do not fit, or a patient is in both validation and test.
+    """
+    check_share(target_recall, "target_recall", one_allowed=True)
+    test = check(y_true, probabilities, classes, positive, groups)
+    temperature, choices = 1.0, {}
+    notes = ["No validation predictions were given: nothing was calibrated and no threshold was chosen."]
+    calibrated = test
+    if validation is not None:
+        held_out = check(validation.y_true, validation.probabilities, classes, positive, validation.groups)
+        _assert_disjoint(groups, validation.groups)
+        temperature, notes = _temperature(held_out)
+        calibrated = _calibrate(test, temperature)
+        if positive is not None:
+            chosen_on = _calibrate(held_out, temperature)
+            choices, refusals = _choose(chosen_on, validation.groups, target_recall, confidence, candidates)
+            notes += refusals
+    common = {"groups": groups, "n_boot": n_boot, "seed": seed, "confidence": confidence}
+    metrics = score(test.y, calibrated.p, classes=test.classes, positive=positive, **common)
+    before = score(test.y, test.p, classes=test.classes, positive=positive, **common)
+    points = {}
+    if positive is not None:
+        marks = {"0.5": 0.5} | {name: choice.threshold for name, choice in choices.items()}
+        for name, threshold in marks.items():
+            points[name] = summarize_at_threshold(test.is_positive, calibrated.p_positive, threshold, **common)
+    return Report(
+        classes=test.classes,
+        positive=positive,
+        y_true=test.y,
+        probabilities=calibrated.p,
+        groups=None if groups is None else np.asarray(groups).astype(str),
+        temperature=temperature,
+        metrics=metrics,
+        per_class=recall_per_class(calibrated, decide(calibrated), confidence),
+        calibration={
+            "before": {name: before[name] for name in CALIBRATION},
+            "after": {name: metrics[name] for name in CALIBRATION},
+        },
+        choices=choices,
+        operating_points=points,
+        notes=notes,
+        settings={
+            "target_recall": target_recall,
+            "confidence": confidence,
+            "candidates": candidates,
+            "n_boot": n_boot,
+            "seed": seed,
+            "validation_images": 0 if validation is None else len(held_out.y),
+        },
+    )
+
+
+def _assert_disjoint(test: np.ndarray | None, validation: np.ndarray | None) -> None:
+    if test is None or validation is None:
+        return
+    shared = sorted(set(np.asarray(test).astype(str)) & set(np.asarray(validation).astype(str)))
+    if shared:
+        raise EvaluationError(
+            f"{len(shared)} patients are in both validation and test (such as {', '.join(shared[:3])}): thresholds "
+            "would have seen the test set. Split by patient; where numbers restart in each part and mean "
+            "different patients, put the part's name before them."
+        )
+
+
+def _temperature(held_out: Checked) -> tuple[float, list[str]]:
+    """The fitted temperature, or 1 and why it could not be fitted."""
+    if (held_out.p.argmax(axis=1) == held_out.y).all():
+        return 1.0, ["The temperature was left at 1: no validation image is called wrongly, so that none is the best."]
+    fitted = fit_temperature(held_out.y, log_probabilities(held_out.p))
+    if fitted > 0.99 * BOUNDS[1]:
+        return 1.0, ["The temperature was left at 1: on validation the probabilities say nothing about the class."]
+    return fitted, []
+
+
+def _calibrate(data: Checked, temperature: float) -> Checked:
+    return replace(data, p=apply_temperature(log_probabilities(data.p), temperature))
+
+
+def _choose(
+    data: Checked, groups: np.ndarray | None, target_recall: float, confidence: float, candidates: int
+) -> tuple[dict[str, ThresholdChoice], list[str]]:
+    """The thresholds that exist, and why the certified one does not."""
+    y, p = data.is_positive, data.p_positive
+    choices = {"recall": choose_threshold_by_min_recall(y, p, target_recall, groups)}
+    if target_recall == 1:
+        return choices, ["No certified threshold: a recall of 100 % cannot be guaranteed by any number of patients."]
+    try:
+        choices["certified"] = choose_certified_threshold(y, p, groups, target_recall, confidence, candidates)
+    except NotCertifiable as refusal:
+        return choices, [f"No certified threshold: {refusal}"]
+    return choices, []

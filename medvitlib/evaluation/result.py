@@ -1,0 +1,250 @@
+"""A report as it is read, shown, saved and loaded again; `report.py` makes it."""
+
+import io
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from medvitlib.errors import EvaluationError
+from medvitlib.evaluation.findings import findings
+from medvitlib.evaluation.inputs import percent
+from medvitlib.evaluation.intervals import Estimate
+from medvitlib.evaluation.thresholds import ThresholdChoice
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+FORMAT = 1  # of report.json
+ENDS = ("value", "low", "high")  # of an estimate: what may be nan
+
+
+@dataclass(frozen=True, eq=False)
+class Report:
+    """What a model does on images that had no part in making it. Every probability in here is calibrated.
+
+    Attributes:
+        classes: K names in label order.
+        positive: the positive class; None for more than two.
+        y_true: (N,) int64.
+        probabilities: (N, K) float64, after temperature scaling.
+        groups: (N,) patient ids; None where unknown.
+        temperature: fitted on validation; 1 where there was none.
+        metrics: every metric; for two classes decided at 0.5.
+        per_class: recall of each class, decided as `metrics`.
+        calibration: "before" and "after" scaling: brier, nll, ece.
+        choices: "recall" and "certified", as far as they exist.
+        operating_points: at "0.5" and at each choice, as `summarize_at_threshold` gives it; two classes only.
+        notes: what could not be done and why.
+        settings: target_recall, confidence, candidates, n_boot, seed, validation_images.
+    """
+
+    classes: tuple[str, ...]
+    positive: str | None
+    y_true: np.ndarray
+    probabilities: np.ndarray
+    groups: np.ndarray | None
+    temperature: float
+    metrics: dict[str, Estimate]
+    per_class: dict[str, Estimate]
+    calibration: dict[str, dict[str, Estimate]]
+    choices: dict[str, ThresholdChoice]
+    operating_points: dict[str, dict[str, Estimate | float | int]]
+    notes: list[str]
+    settings: dict[str, float | int]
+
+    @property
+    def thresholds(self) -> dict[str, float]:
+        """Each operating point's threshold on the calibrated probability."""
+        return {name: point["threshold"] for name, point in self.operating_points.items()}
+
+    def sentences(self) -> list[str]:
+        """The findings in plain words, what is doubtful about them included."""
+        return findings(self)
+
+    def table(self) -> "pd.DataFrame":
+        """A row for each metric: value, 95 % interval, images, patients, method."""
+        import pandas as pd
+
+        rows = {name: _row(estimate) for name, estimate in self.metrics.items()}
+        columns = ["value", f"{percent(self.settings['confidence'])} interval", "images", "patients", "method"]
+        return pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("metric")
+
+    def operating_table(self) -> "pd.DataFrame":
+        """A row for each operating point: threshold, metrics as "value [low, high]", counts. Empty for many classes."""
+        import pandas as pd
+
+        rows = {
+            name: {key: str(v) if isinstance(v, Estimate) else v for key, v in point.items()}
+            for name, point in self.operating_points.items()
+        }
+        return pd.DataFrame.from_dict(rows, orient="index").rename_axis("operating point")
+
+    def figures(self) -> "dict[str, Figure]":
+        """The plots by name: reliability and confusion, and the curves if images of two classes were scored."""
+        from medvitlib import plots
+
+        arrays = (self.y_true, self.probabilities)
+        given = {"classes": self.classes, "positive": self.positive, "groups": self.groups}
+        found = {"reliability": plots.plot_reliability(*arrays, **given, temperature=self.temperature)}
+        names = {
+            "0.5": "default",
+            "recall": f"{percent(self.settings['target_recall'])} recall",
+            "certified": "certified",
+        }
+        marks = {names[name]: threshold for name, threshold in self.thresholds.items()}
+        if len(np.unique(self.y_true)) > 1:
+            marked = {**given, "thresholds": marks}
+            found["roc"] = plots.plot_roc(*arrays, **marked, seed=self.settings["seed"])
+            found["pr"] = plots.plot_pr(*arrays, **marked, seed=self.settings["seed"])
+            if self.positive is not None:
+                found["threshold"] = plots.plot_threshold(*arrays, **marked)
+        if self.positive is None:
+            called = self.probabilities.argmax(axis=1)
+            found["confusion"] = plots.plot_confusion(self.y_true, called, classes=self.classes)
+            return found
+        positive = self.classes.index(self.positive)
+        for name, threshold in self.thresholds.items():
+            called = np.where(self.probabilities[:, positive] >= threshold, positive, 1 - positive)
+            title = f"Confusion at threshold {threshold:.3g} ({names[name]})"
+            found[f"confusion_{name}"] = plots.plot_confusion(self.y_true, called, classes=self.classes, title=title)
+        return found
+
+    def to_dict(self) -> dict:
+        """All but the arrays, as report.json holds it: plain types, None for what is undefined."""
+        groups = self.groups
+        counts = {}
+        for k, name in enumerate(self.classes):
+            own = self.y_true == k
+            patients = None if groups is None else len(np.unique(groups[own]))
+            counts[name] = {"images": int(own.sum()), "patients": patients}
+        return _plain(
+            {
+                "format": FORMAT,
+                "classes": list(self.classes),
+                "positive": self.positive,
+                "images": len(self.y_true),
+                "patients": None if groups is None else len(np.unique(groups)),
+                "per_class_counts": counts,
+                "settings": self.settings,
+                "temperature": self.temperature,
+                "metrics": self.metrics,
+                "per_class_recall": self.per_class,
+                "calibration": self.calibration,
+                "choices": self.choices,
+                "operating_points": self.operating_points,
+                "notes": self.notes,
+                "sentences": self.sentences(),
+            }
+        )
+
+    def to_json(self) -> str:
+        """Strict JSON (no NaN)."""
+        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)
+
+    def save(self, folder: str | Path, ids: Sequence[str] | None = None, splits: Sequence[str] | None = None) -> Path:
+        """Write report.json, predictions.csv and plots/*.png into `folder`, each aside first and then renamed.
+
+        Args:
+            ids: (N,) names of the images; their position by default.
+            splits: (N,) official split of each image, where there is one.
+
+        Returns:
+            the folder.
+        """
+        import pandas as pd
+
+        n = len(self.y_true)
+        for name, column in (("ids", ids), ("splits", splits)):
+            if column is not None and len(column) != n:
+                raise EvaluationError(f"{name} has {len(column)} entries; expected {n}, one for each scored image.")
+        table = {
+            "id": np.arange(n).astype(str) if ids is None else ids,
+            "group": np.full(n, "") if self.groups is None else self.groups,
+            "split": np.full(n, "") if splits is None else splits,
+            "y_true": np.array(self.classes)[self.y_true],
+        } | {f"p_{name}": self.probabilities[:, k] for k, name in enumerate(self.classes)}
+        folder = Path(folder)
+        _write(folder / "predictions.csv", pd.DataFrame(table).to_csv(index=False).encode())
+        for name, figure in self.figures().items():
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format="png")
+            _write(folder / "plots" / f"{name}.png", buffer.getvalue())
+        _write(folder / "report.json", self.to_json().encode())  # last: where it is, the others are
+        return folder
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Report":
+        """Read back what `save` wrote, arrays included.
+
+        Raises:
+            EvaluationError: if a file is missing or of a format this version does not know.
+        """
+        import pandas as pd
+
+        try:
+            found = json.loads((Path(folder) / "report.json").read_text(encoding="utf-8"))
+            if found.get("format") != FORMAT:
+                raise EvaluationError(f"{folder}/report.json has format {found.get('format')!r}; expected {FORMAT}.")
+            table = pd.read_csv(Path(folder) / "predictions.csv", dtype=str, keep_default_na=False)
+        except FileNotFoundError as error:
+            raise EvaluationError(f"No report in {folder}: no {error.filename}. Report.save writes it.") from None
+        classes = tuple(found["classes"])
+        return cls(
+            classes=classes,
+            positive=found["positive"],
+            y_true=table["y_true"].map(classes.index).to_numpy(np.int64),
+            probabilities=table[[f"p_{name}" for name in classes]].to_numpy(np.float64),
+            groups=None if found["patients"] is None else table["group"].to_numpy(str),
+            temperature=found["temperature"],
+            metrics=_estimates(found["metrics"]),
+            per_class=_estimates(found["per_class_recall"]),
+            calibration={when: _estimates(values) for when, values in found["calibration"].items()},
+            choices={name: ThresholdChoice(**choice) for name, choice in found["choices"].items()},
+            operating_points={name: _estimates(point) for name, point in found["operating_points"].items()},
+            notes=found["notes"],
+            settings=found["settings"],
+        )
+
+
+def _row(estimate: Estimate) -> list:
+    patients = "unknown" if estimate.n_groups is None else estimate.n_groups
+    method = f"{estimate.method} ({estimate.reason})" if estimate.reason else estimate.method
+    return [estimate.value, estimate.interval(), estimate.n_images, patients, method]
+
+
+def _plain(value):
+    """Dictionaries, lists, strings, numbers and None, as JSON has them."""
+    if isinstance(value, Estimate | ThresholdChoice):
+        return _plain(value.to_dict())
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _estimates(values: dict) -> dict:
+    """The reverse of `_plain` for a dictionary of estimates, thresholds and counts."""
+
+    def back(value):
+        if not isinstance(value, dict):
+            return value
+        return Estimate(**{key: math.nan if value[key] is None and key in ENDS else value[key] for key in value})
+
+    return {name: back(value) for name, value in values.items()}
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f"{path.name}.{os.getpid()}.part")
+    aside.write_bytes(content)
+    aside.replace(path)

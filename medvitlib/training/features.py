@@ -1,0 +1,136 @@
+"""One pass of a model over a data set: logits, or the features that its last layer sees, kept between runs."""
+
+import hashlib
+import os
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from medvitlib.data import Dataset, batches, normalise
+from medvitlib.models.zoo import head_of, replace_head
+from medvitlib.paths import cache_dir
+from medvitlib.precision import autocast_dtype
+from medvitlib.progress import track
+
+
+def default_device() -> torch.device:
+    """The first CUDA device, else Apple's MPS, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def _hardware(device, precision) -> tuple[torch.device, torch.dtype | None]:
+    device = default_device() if device is None else torch.device(device)
+    return device, autocast_dtype(device) if precision == "auto" else precision
+
+
+def fingerprint(model: nn.Module) -> str:
+    """SHA-256 over the names, dtypes, shapes and values of every parameter and buffer."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        tensor = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.view(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
+    return digest.hexdigest()
+
+
+def forward(
+    model: nn.Module,
+    dataset: Dataset,
+    *,
+    batch_size: int = 32,
+    device: str | torch.device | None = None,
+    precision: torch.dtype | None | str = "auto",
+    description: str = "Predicting",
+) -> np.ndarray:
+    """Run `model` over every image, in order, in evaluation mode; it stays on the device it ran on.
+
+    Args:
+        device: None takes the best there is.
+        precision: "auto" takes reduced precision where the hardware gains from it; None means float32.
+
+    Returns:
+        (N, D) float32, the model's outputs.
+    """
+    device, dtype = _hardware(device, precision)
+    return np.concatenate([out for _, out in _outputs(model, dataset, batch_size, device, dtype, description)])
+
+
+def extract_features(
+    model: nn.Module,
+    dataset: Dataset,
+    *,
+    batch_size: int = 32,
+    device: str | torch.device | None = None,
+    precision: torch.dtype | None | str = "auto",
+) -> np.ndarray:
+    """What the model's last linear layer sees, for every image; computed once and kept in the cache folder.
+
+    The cache is keyed by the weights, the preprocessing and the precision; inside it each row is keyed by the
+    image's content, so that another split, another seed or a few new images cost only what is new, and a run
+    that was interrupted goes on where it stopped. Arguments as `forward`.
+
+    Returns:
+        (N, D) float32.
+    """
+    device, dtype = _hardware(device, precision)
+    head = head_of(model)
+    replace_head(model, nn.Identity())
+    try:
+        settings = f"{fingerprint(model)} {model.preprocessing} {dtype} {device.type} {dataset.channels}"
+        store = cache_dir() / "features" / f"{hashlib.sha256(settings.encode()).hexdigest()[:24]}.npz"
+        known = _load(store)
+        missing = np.array([i for i, h in enumerate(dataset.hashes) if h not in known], dtype=int)
+        computed: dict[str, np.ndarray] = {}
+        try:
+            if len(missing):
+                for part, out in _outputs(model, dataset.subset(missing), batch_size, device, dtype, "Features"):
+                    computed.update(zip(dataset.hashes[missing[part]], out, strict=True))
+        finally:
+            if computed:
+                _save(store, {**_load(store), **computed})
+    finally:
+        replace_head(model, head)
+    known.update(computed)
+    return np.stack([known[h] for h in dataset.hashes])
+
+
+@torch.inference_mode()
+def _outputs(model, dataset, batch_size, device, dtype, description) -> Iterator[tuple[slice, np.ndarray]]:
+    """The rows of each batch and the model's outputs for them; training flags are put back at the end."""
+    was_training = model.training
+    model.eval().to(device)
+    try:
+        loader = batches(dataset, batch_size)
+        for number, (images, _) in enumerate(track(loader, description, total=len(dataset), step=batch_size)):
+            x = normalise(images.to(device, non_blocking=True), model.preprocessing)  # (B, C, H, W)
+            with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+                out = model(x).float().cpu().numpy()
+            yield slice(number * batch_size, number * batch_size + len(out)), out
+    finally:
+        model.train(was_training)
+
+
+def _load(store: Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(store, allow_pickle=False) as saved:
+            return dict(zip(saved["hashes"].tolist(), saved["features"], strict=True))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # damaged: the features are computed again
+        store.unlink(missing_ok=True)
+        return {}
+
+
+def _save(store: Path, rows: dict[str, np.ndarray]) -> None:
+    """Written aside, then renamed: a reader sees the old file or the new one."""
+    store.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=store.parent, suffix=".part", delete=False) as part:
+        np.savez(part, hashes=np.array(list(rows)), features=np.stack(list(rows.values())))
+    os.replace(part.name, store)

@@ -1,0 +1,190 @@
+"""A run folder: everything a training leaves behind, and all that anything later needs.
+
+    runs/<name>/
+      config.json            every setting, versions, the data's fingerprint, where the weights came from
+      metrics.csv            one row a step of the choice, flushed as it happens
+      model.safetensors      the parameters
+      model.json             architecture, classes, preprocessing; after `evaluate`, temperature and threshold too
+      validation.csv         what the thresholds and the temperature are chosen on
+      quarantine.csv         files that were left out, and why
+      report.json, predictions.csv, plots/    written by `evaluate`
+
+While it is being made the folder is called `<name>.unfinished`; it takes its name when it is complete, so an
+interrupted run never replaces a finished one.
+"""
+
+import csv
+import json
+import os
+import platform
+import shutil
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from torch import nn
+
+from medvitlib.data import Dataset, Preprocessing, Split
+from medvitlib.errors import MedvitError
+from medvitlib.models.zoo import build_from
+from medvitlib.paths import runs_dir
+
+
+@dataclass
+class Run:
+    """A trained model with its folder and the validation predictions that later choices rest on.
+
+    Attributes:
+        folder: where everything lies.
+        model: in evaluation mode, carrying `.preprocessing` and `.architecture`.
+        classes, positive: class names; `positive` is the one that recall and thresholds speak of (two classes).
+        candidates: how many settings were compared on the validation part; a certificate corrects for them.
+        validation: columns id, group, y_true and one `logit_<class>` a class.
+        groups_known: whether `group` is a patient, or only the image itself.
+    """
+
+    folder: Path
+    model: nn.Module = field(repr=False)
+    classes: list[str]
+    positive: str | None
+    candidates: int
+    groups_known: bool
+    validation: pd.DataFrame = field(repr=False)
+
+    @property
+    def metrics(self) -> pd.DataFrame:
+        """`metrics.csv`: one row a setting (or an epoch) that was tried."""
+        return pd.read_csv(self.folder / "metrics.csv")
+
+    @property
+    def validation_logits(self) -> np.ndarray:
+        """(N, classes) float64, in the order of `classes`."""
+        return self.validation[[f"logit_{c}" for c in self.classes]].to_numpy(np.float64)
+
+
+class UnfinishedRun:
+    """The folder of a run in the making; `finish` completes and names it."""
+
+    def __init__(self, folder: Path, dataset: Dataset):
+        self.target = folder
+        self.folder = folder.with_name(folder.name + ".unfinished")
+        self.dataset = dataset
+        shutil.rmtree(self.folder, ignore_errors=True)
+        try:
+            self.folder.mkdir(parents=True)
+        except OSError as error:
+            raise MedvitError(
+                f"Cannot write the run folder {self.folder}: {error.strerror}. Free some space, or set MEDVIT_RUNS to a folder that can be written."
+            ) from error
+
+    def log(self, row: dict) -> None:
+        """Append one row to metrics.csv; its columns are those of the first."""
+        path = self.folder / "metrics.csv"
+        new = not path.exists()
+        with path.open("a", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=list(row))
+            if new:
+                writer.writeheader()
+            writer.writerow(row)
+
+    def finish(self, model: nn.Module, val: Dataset, logits: np.ndarray, *, candidates: int, chosen: dict) -> Run:
+        """Write the model and the validation predictions, then give the folder its name."""
+        from safetensors.torch import save_file
+
+        model.eval().cpu()
+        state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+        save_file(state, self.folder / "model.safetensors", metadata={"format": "pt"})
+        classes = list(self.dataset.classes)
+        write_json(
+            self.folder / "model.json",
+            {
+                "architecture": {**model.architecture, "num_classes": len(classes)},
+                "classes": classes,
+                "positive": self.dataset.positive,
+                "preprocessing": asdict(model.preprocessing),
+                "candidates": candidates,
+                "chosen": chosen,
+                "groups_known": bool(val.groups_known),
+            },
+        )
+        table = pd.DataFrame({"id": val.ids, "group": val.groups, "y_true": [classes[i] for i in val.labels]})
+        for index, name in enumerate(classes):
+            table[f"logit_{name}"] = logits[:, index]
+        table.to_csv(self.folder / "validation.csv", index=False)
+
+        old = self.target.with_name(self.target.name + ".old")
+        shutil.rmtree(old, ignore_errors=True)
+        if self.target.exists():
+            os.replace(self.target, old)
+        os.replace(self.folder, self.target)
+        shutil.rmtree(old, ignore_errors=True)
+        return load_run(self.target)
+
+
+def start_run(name: str, model: nn.Module, parts: Split, settings: dict) -> UnfinishedRun:
+    """Make the folder of a new run and write down everything known before it starts."""
+    if not name or Path(name).name != name:
+        raise MedvitError(f"A run's name is one folder name, without '/'; {name!r} was given.")
+    run = UnfinishedRun(runs_dir() / name, parts.train)
+    quarantine = {(q.path, q.reason) for part in (parts.train, parts.val, parts.test) for q in part.quarantine}
+    pd.DataFrame(sorted(quarantine), columns=["path", "reason"]).to_csv(run.folder / "quarantine.csv", index=False)
+    weights = getattr(model, "weights_info", None)
+    packages = ("medvitlib", "torch", "torchvision", "timm", "scikit-learn", "numpy", "opencv-python")
+    write_json(
+        run.folder / "config.json",
+        {
+            "name": name,
+            **settings,
+            "data": {
+                "name": parts.train.name,
+                "parts": {k: getattr(parts, k).fingerprint for k in ("train", "val", "test")},
+                "table": json.loads(parts.table().to_json(orient="split")),
+                "notes": parts.notes,
+            },
+            "architecture": model.architecture,
+            "weights": asdict(weights) if weights is not None else "random initialisation",
+            "versions": {"python": platform.python_version(), **{p: _version(p) for p in packages}},
+        },
+    )
+    return run
+
+
+def load_run(folder: str | Path) -> Run:
+    """Read a finished run back: from its path, or its name under `runs_dir()`.
+
+    Raises:
+        MedvitError: no such run, or a file of it is missing or made for another architecture.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    folder = Path(folder) if Path(folder).is_dir() else runs_dir() / folder
+    if not (folder / "model.json").is_file():
+        runs = sorted(p.parent.name for p in runs_dir().glob("*/model.json"))
+        raise MedvitError(f"No finished run at {folder}. Finished runs in {runs_dir()}: {', '.join(runs) or 'none'}.")
+    try:
+        info = json.loads((folder / "model.json").read_text())
+        model = build_from(info["architecture"])
+        model.load_state_dict(load_file(folder / "model.safetensors"))
+        model.preprocessing = Preprocessing(**info["preprocessing"])
+        validation = pd.read_csv(folder / "validation.csv", dtype={"id": str, "group": str, "y_true": str})
+    except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+        raise MedvitError(f"The run in {folder} cannot be read ({error}). Run the training again, or restore the folder.") from error
+    keys = ("classes", "positive", "candidates", "groups_known")
+    return Run(folder, model.eval(), validation=validation, **{key: info[key] for key in keys})
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Written aside, then renamed; strict JSON."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(content, indent=2, allow_nan=False, default=str) + "\n")
+    os.replace(part, path)
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except ImportError:  # PackageNotFoundError: installed under another name, as OpenCV often is
+        return "unknown"

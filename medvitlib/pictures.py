@@ -5,7 +5,7 @@ Every function returns a matplotlib Figure that belongs to nobody else: a notebo
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 
 from medvitlib.data import Dataset, Split
 from medvitlib.plotstyle import COLOURS
@@ -14,11 +14,13 @@ INK = "#1b3a57"
 OUTLINE = "#E69F00"  # seen on grey, dark and bright
 
 
-def show_samples(dataset: Dataset, per_class: int = 5, seed: int = 0, masks: bool = False) -> Figure:
+def show_samples(
+    dataset: Dataset, per_class: int = 5, seed: int = 0, masks: bool = False, on: Figure | SubFigure | None = None
+) -> Figure | SubFigure:
     """A row of images a class, drawn at random, each with its group; with `masks`, the outline of the known evidence."""
     rng = np.random.default_rng(seed)
     rows, columns = len(dataset.classes), per_class
-    figure = Figure(figsize=(1.9 * columns + 0.5, 2.1 * rows), layout="constrained")
+    figure = on or Figure(figsize=(1.9 * columns + 0.5, 2.1 * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False)
     for label, name in enumerate(dataset.classes):
         of_class = np.flatnonzero(dataset.labels == label)

@@ -85,11 +85,13 @@ def _calibration(report: "Report") -> list[str]:
     if not report.settings["validation_images"]:
         return []
     before, after = report.calibration["before"], report.calibration["after"]
+    worse = " It made the test NLL worse: these images are unlike the validation ones."
     refers = " Thresholds refer to the calibrated probabilities." if report.positive is not None else ""
     return [
         f"Logits were divided by a temperature of {report.temperature:.3g}, chosen on "
         f"{report.settings['validation_images']} validation images: NLL {before['nll'].value:.3f} to {after['nll']}, "
-        f"ECE (15 bins) {before['ece'].value:.3f} to {after['ece']}.{refers}"
+        f"ECE (15 bins) {before['ece'].value:.3f} to {after['ece']}."
+        f"{worse if after['nll'].value > before['nll'].value else ''}{refers}"
     ]
 
 

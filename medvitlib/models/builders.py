@@ -26,7 +26,7 @@ def library_of(name: str) -> str:
     torchvisions = torchvision.models.list_models(module=torchvision.models)
     if name in torchvisions:
         return "torchvision"
-    known = [*CONFIGS, *timm.list_models(), *torchvisions]
+    known = dict.fromkeys([*CONFIGS, *timm.list_models(), *torchvisions])
     nearest = difflib.get_close_matches(name, known, n=4, cutoff=0.5)
     raise MedvitError(
         f"no model is called {name!r}. Nearest: {', '.join(nearest) or 'none'}. "

@@ -1,0 +1,277 @@
+"""Decode once: every image of a set as one uint8 array on disk, opened as a memory map ever after.
+
+An array lies in `cache_dir()/images/` under a key made of the contents (SHA-256 of every file), the image size and the
+decoder's version, so that renamed folders share it and changed files never meet it. Beside it lies a JSON file:
+shape, a checksum, and the reasons why some rows are empty. Whatever does not match is built again.
+"""
+
+import hashlib
+import io
+import json
+import os
+import warnings
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from filelock import FileLock
+
+from medvitlib.data.decode import DECODER_VERSION, Unreadable, decode, fit, is_grey
+from medvitlib.errors import DataError
+from medvitlib.paths import cache_dir
+from medvitlib.progress import track
+
+WORKERS = min(8, os.cpu_count() or 1)  # OpenCV and hashlib release the interpreter lock
+_CHUNK_BYTES = 64 * 2**20  # decoded images in flight: memory stays the same however many there are
+
+
+@dataclass(frozen=True)
+class Stored:
+    """An array of images on disk: uint8 (N, C, H, W) in .npy format; rows named in `reasons` are empty."""
+
+    path: Path
+    shape: tuple[int, int, int, int]
+    reasons: dict[int, str]
+
+
+def file_hashes(paths: Sequence[Path]) -> list[str]:
+    """SHA-256 of each file, "" for one that cannot be read.
+
+    A file whose size and times have not changed since it was last hashed is not read again.
+    """
+    folder = os.path.commonpath([path.absolute() for path in paths])
+    index_path = _folder() / f"index-{hashlib.sha256(folder.encode()).hexdigest()[:16]}.json"
+    try:
+        index = json.loads(index_path.read_text())
+    except (OSError, ValueError):
+        index = None
+    index = index if isinstance(index, dict) else {}
+    stamps = [_stamp(path) for path in paths]
+    known = [index.get(str(path)) for path in paths]  # [stamp, hash] each
+    hashes = [entry[1] if entry and entry[0] == stamp else "" for entry, stamp in zip(known, stamps, strict=True)]
+    todo = [i for i, digest in enumerate(hashes) if not digest and stamps[i]]
+    if todo:
+        with ThreadPoolExecutor(WORKERS) as pool:
+            found = pool.map(_hash_file, [paths[i] for i in todo])
+            for i, digest in zip(todo, track(found, "reading files", total=len(todo), unit="file"), strict=True):
+                hashes[i] = digest
+        index |= {str(paths[i]): [stamps[i], hashes[i]] for i in todo if hashes[i]}
+        with suppress(OSError):  # without the index the files are hashed again next time, no more
+            _write_json(index_path, index)
+    return hashes
+
+
+def stored_files(paths: Sequence[Path], hashes: Sequence[str], size: tuple[int, int]) -> Stored:
+    """The decoded images of `paths`, each resized to (height, width); grey (C = 1) if all of them are."""
+
+    def read(i: int) -> np.ndarray:
+        try:
+            data = paths[i].read_bytes()
+        except OSError as error:
+            if hashes[i]:  # it could be read a moment ago: not a property of the file, so nothing to remember
+                raise DataError(f"{paths[i]} cannot be read any more: {error.strerror}. Open the set again.") from error
+            raise Unreadable(f"cannot be read: {error.strerror}") from None
+        if hashes[i] and hashlib.sha256(data).hexdigest() != hashes[i]:
+            raise DataError(f"{paths[i]} changed while the data set was being opened: open it again.")
+        return fit(decode(data, paths[i].name), size)
+
+    def channels() -> Iterator[int]:
+        spread = np.linspace(0, len(paths) - 1, 16).astype(int)
+        yield 1 if all(_grey_or_bad(read, i) for i in np.unique(spread)) else 3
+        yield 3  # the sample was grey, but some image is not
+
+    # The file's ending decides whether it counts as mislabelled, so it belongs to the key.
+    names = [f"{digest}{path.suffix.lower()}" for digest, path in zip(hashes, paths, strict=True)]
+    return stored(
+        {"files": names, "size": size, "decoder": DECODER_VERSION},
+        len(paths),
+        size,
+        read,
+        channels(),
+        "decoding images",
+    )
+
+
+def stored(
+    parameters: dict,
+    count: int,
+    size: tuple[int, int],
+    make: Callable[[int], np.ndarray],
+    channels: Iterator[int],
+    what: str = "rendering images",
+) -> Stored:
+    """The array that `parameters` (JSON-able) name; built by calling `make(i)` for each row if it is not there.
+
+    Safe when several processes ask at once: one builds, the others wait and read.
+
+    Args:
+        make: gives uint8 (H, W, 1 or 3), or raises Unreadable, which leaves the row empty and is remembered.
+        channels: 1 or 3, to try in turn; 1 fails on the first coloured image.
+        what: shown beside the progress.
+
+    Raises:
+        DataError: if the cache cannot be written.
+    """
+    key = hashlib.sha256(json.dumps(parameters, sort_keys=True).encode()).hexdigest()[:32]
+    path = _folder() / f"{key}.npy"
+    if found := _open(path, count, size):
+        return found
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_suffix(".lock")):
+            if found := _open(path, count, size):  # another process has built it meanwhile
+                return found
+            with _quiet_decoders():
+                for c in channels:
+                    with suppress(_NotGrey):
+                        return _build(path, (count, c, *size), make, what)
+            raise AssertionError("three channels hold any image")
+    except OSError as error:
+        need = count * size[0] * size[1] * 3 / 1e9
+        raise DataError(
+            f"the decoded images cannot be kept in {path.parent}: {error.strerror or error}. They need up to "
+            f"{need:.1f} GB: free some space there, or set MEDVIT_CACHE to a folder that can be written."
+        ) from error
+
+
+class _NotGrey(Exception):
+    pass
+
+
+def _build(path: Path, shape: tuple[int, int, int, int], make: Callable[[int], np.ndarray], what: str) -> Stored:
+    aside = path.with_suffix(".building")
+    reasons: dict[int, str] = {}
+    try:
+        # Plain writes, not a memory map: a full disk is then an OSError, where a map would kill the process.
+        with aside.open("wb") as file, ThreadPoolExecutor(WORKERS) as pool:
+            header = io.BytesIO()
+            np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": shape})
+            file.write(header.getvalue())
+            crc = zlib.crc32(header.getvalue())
+            chunk = max(WORKERS, min(512, _CHUNK_BYTES // max(1, int(np.prod(shape[1:])))))
+            rows = (
+                row for at in range(0, shape[0], chunk) for row in pool.map(_caught(make), _upto(at, chunk, shape[0]))
+            )
+            for i, row in enumerate(track(rows, what, total=shape[0])):
+                if isinstance(row, Unreadable):
+                    reasons[i], row = str(row), np.zeros((*shape[2:], 1), np.uint8)
+                plane = _planes(row, shape[1])
+                crc = zlib.crc32(plane, crc)
+                file.write(plane)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+    _write_meta(path, shape, reasons, crc)
+    return Stored(path, shape, reasons)
+
+
+def _upto(start: int, step: int, stop: int) -> range:
+    return range(start, min(start + step, stop))
+
+
+def _caught(make: Callable[[int], np.ndarray]) -> Callable[[int], np.ndarray | Unreadable]:
+    def made(i: int) -> np.ndarray | Unreadable:
+        try:
+            return make(i)
+        except Unreadable as reason:
+            return reason
+
+    return made
+
+
+def _planes(image: np.ndarray, channels: int) -> np.ndarray:
+    """(H, W, C) to contiguous (channels, H, W): the layout that models read, so that a batch is one copy."""
+    if channels == 1 and not is_grey(image):
+        raise _NotGrey
+    return np.ascontiguousarray(np.broadcast_to(image[..., :channels], (*image.shape[:2], channels)).transpose(2, 0, 1))
+
+
+def _grey_or_bad(read: Callable[[int], np.ndarray], i: int) -> bool:
+    try:
+        return is_grey(read(i))
+    except Unreadable:
+        return True
+
+
+@contextmanager
+def _quiet_decoders() -> Iterator[None]:
+    """One OpenCV thread a worker, and no chatter from OpenCV and Pillow (the reasons say more); put back after.
+
+    Here, around all workers, and not in `decode`: these settings belong to the process, not to a thread.
+    """
+    log = cv2 if hasattr(cv2, "setLogLevel") else cv2.utils.logging  # OpenCV 4, OpenCV 5
+    threads, level = cv2.getNumThreads(), log.getLogLevel()
+    cv2.setNumThreads(1)
+    log.setLogLevel(0)  # silent
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        cv2.setNumThreads(threads)
+        log.setLogLevel(level)
+
+
+def _open(path: Path, count: int, size: tuple[int, int]) -> Stored | None:
+    """The stored array if it is there and whole. Its checksum is read only when its times say it was touched."""
+    try:
+        meta = json.loads(path.with_suffix(".json").read_text())
+        shape, stat = tuple(meta["shape"]), path.stat()
+        if shape != (count, 3 if shape[1] == 3 else 1, *size) or stat.st_size != meta["bytes"]:
+            return None
+        if stat.st_mtime_ns != meta["mtime_ns"]:
+            if _checksum(path) != meta["crc32"]:
+                return None
+            with suppress(OSError):  # a read-only cache is checked each time
+                _write_json(path.with_suffix(".json"), meta | {"mtime_ns": stat.st_mtime_ns})
+        return Stored(path, shape, {int(i): str(reason) for i, reason in meta["reasons"].items()})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):
+        return None
+
+
+def _checksum(path: Path) -> int:
+    crc = 0
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            crc = zlib.crc32(block, crc)
+    return crc
+
+
+def _write_meta(path: Path, shape: tuple, reasons: dict[int, str], crc: int) -> None:
+    stat = path.stat()
+    meta = {"shape": shape, "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns, "crc32": crc, "reasons": reasons}
+    _write_json(path.with_suffix(".json"), meta)
+
+
+def _write_json(path: Path, content: dict) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_suffix(f".{os.getpid()}.tmp")
+    aside.write_text(json.dumps(content))
+    os.replace(aside, path)
+
+
+def _folder() -> Path:
+    return cache_dir() / "images"
+
+
+def _stamp(path: Path) -> list[int] | None:
+    try:
+        stat = os.stat(path)
+    except OSError:
+        return None
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+
+
+def _hash_file(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return ""

@@ -1,0 +1,111 @@
+"""A data set in memory: arrays that say what each image is, and a view of the decoded images on disk."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import numpy as np
+import torch
+
+from medvitlib.data.loading import Images
+
+
+@dataclass(frozen=True)
+class Quarantined:
+    """A file that is left out, and why."""
+
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Dataset(torch.utils.data.Dataset):
+    """Images with their labels, groups and official splits; position i means the same image everywhere.
+
+    Args:
+        name: the name it was opened by.
+        classes: class names; `labels` are positions in this list.
+        positive: the class that counts as positive in a two-class report, or None if nobody has said.
+        ids: str (N,): path within the set, or the name of a rendered image.
+        labels: int64 (N,).
+        groups: str (N,): images that belong together (one patient) share it and never meet across a split.
+        groups_known: False if some or all groups are unknown; such an image stands for itself.
+        splits: str (N,): the official split, "train", "val", "test", or "" if there is none.
+        hashes: str (N,): SHA-256 of the file.
+        images: uint8 (N, H, W, C), memory-mapped; C is 1 if the whole set is grey, else 3 (RGB).
+        quarantine: files left out, with reasons.
+        notes: remarks about what was found, in plain words.
+        mask_of: evidence mask of an id, bool (H, W), where the images are rendered.
+    """
+
+    name: str
+    classes: list[str]
+    positive: str | None
+    ids: np.ndarray
+    labels: np.ndarray
+    groups: np.ndarray
+    groups_known: bool
+    splits: np.ndarray
+    hashes: np.ndarray
+    images: Images
+    quarantine: list[Quarantined] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    mask_of: Callable[[str], np.ndarray] | None = None
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        return self.images.shape[1:3]
+
+    @property
+    def channels(self) -> int:
+        """1 (grey) or 3 (RGB)."""
+        return self.images.shape[3]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of contents, labels, groups and image size: equal for equal data wherever it lies."""
+        rows = "\n".join(map("\t".join, zip(self.hashes, map(str, self.labels), self.groups, strict=True)))
+        head = f"{self.classes} {self.image_size} {self.channels}\n"
+        return hashlib.sha256((head + rows).encode()).hexdigest()
+
+    def __repr__(self) -> str:
+        patients = f"{len(np.unique(self.groups))} patients" if self.groups_known else "patients unknown"
+        colour, (h, w) = {1: "grey", 3: "RGB"}[self.channels], self.image_size
+        counts = np.bincount(self.labels, minlength=len(self.classes))
+        classes = ", ".join(f"{n} {name}" for n, name in zip(counts, self.classes, strict=True))
+        return f"Dataset({self.name!r}: {len(self)} images of {h}x{w} px, {colour}, {patients}; {classes})"
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, i: int) -> tuple[torch.Tensor, int]:
+        """Image i as uint8 (C, H, W), and its label."""
+        return torch.from_numpy(self.images.planes(int(i))), int(self.labels[i])
+
+    def __getitems__(self, indices: list[int]) -> list[tuple[torch.Tensor, int]]:
+        """What a DataLoader asks for: the images of one batch, read together."""
+        planes = torch.from_numpy(self.images.planes(np.asarray(indices)))
+        return list(zip(planes, self.labels[indices].tolist(), strict=True))
+
+    def subset(self, indices) -> "Dataset":
+        """The images at `indices` (integers, or a bool mask (N,)), in that order, as a Dataset of their own."""
+        indices = np.asarray(indices)
+        rows = np.flatnonzero(indices) if indices.dtype == bool else indices.astype(int)
+        arrays = {name: getattr(self, name)[rows] for name in ("ids", "labels", "groups", "splits", "hashes")}
+        return replace(self, **arrays, images=self.images.take(rows))
+
+    def mask(self, i: int) -> np.ndarray | None:
+        """Where the evidence for the positive class lies in image i, bool (H, W); None for real images."""
+        return None if self.mask_of is None else self.mask_of(self.ids[i])
+
+    def summary(self):
+        """Images and patients (groups) a class, as a pandas DataFrame; `patients` is absent if groups are not known."""
+        import pandas as pd
+
+        table = pd.DataFrame({"class": np.array(self.classes)[self.labels], "group": self.groups})
+        rows = table.groupby("class").agg(images=("group", "size"), patients=("group", "nunique"))
+        rows = rows.reindex(self.classes, fill_value=0)
+        rows.loc["all"] = [len(table), table["group"].nunique()]  # a patient may occur in two classes
+        return rows if self.groups_known else rows[["images"]]

@@ -1,0 +1,186 @@
+"""Bytes of one file to one uint8 image, or the reason why not.
+
+A decoder that guesses is worse than one that refuses: OpenCV returns the upper half of a truncated JPEG over
+a grey lower half without a word. Whatever is not a whole image of the kind its name says raises `Unreadable`.
+"""
+
+import io
+import struct
+import zlib
+from pathlib import PurePath
+
+import cv2
+import numpy as np
+from PIL import Image, ImageOps
+
+from medvitlib.errors import DataError
+
+DECODER_VERSION = 1
+"""Part of every cache key: raise it when the pixels that `decode` or `fit` return change."""
+MAX_PIXELS = 2**27
+"""Larger than any radiograph; a small file that claims more is a decompression bomb or a whole slide to be tiled."""
+
+SUFFIXES = {
+    ".png": "PNG",
+    ".jpg": "JPEG",
+    ".jpeg": "JPEG",
+    ".jpe": "JPEG",
+    ".jfif": "JPEG",
+    ".bmp": "BMP",
+    ".dib": "BMP",
+    ".tif": "TIFF",
+    ".tiff": "TIFF",
+}
+"""File name endings that are read, and the format each one claims."""
+
+_SIGNATURES = {
+    b"\x89PNG\r\n\x1a\n": "PNG",
+    b"\xff\xd8\xff": "JPEG",
+    b"BM": "BMP",
+    b"II*\0": "TIFF",
+    b"MM\0*": "TIFF",
+    b"II+\0": "TIFF",
+    b"MM\0+": "TIFF",
+}
+_FOREIGN = {
+    b"GIF8": "a GIF",
+    b"RIFF": "a WebP",
+    b"%PDF": "a PDF",
+    b"PK\x03\x04": "a ZIP archive",
+    b"\x1f\x8b": "a gzip",
+}
+
+
+class Unreadable(DataError):
+    """A file that is not one whole image; the message is the reason, in words for a person."""
+
+
+def decode(data: bytes, name: str) -> np.ndarray:
+    """Decode one image file.
+
+    EXIF orientation is applied and alpha is dropped. 16-bit pixels become 8-bit by the linear map that takes the
+    image's own smallest value to 0 and its largest to 255; dividing by 257 instead would turn the 12-bit data that
+    detectors store in 16-bit files almost black. Of a TIFF with several pages the first is read.
+
+    Args:
+        data: the whole file.
+        name: its name; an ending that claims another format than the content has is refused, for such a file has
+            been renamed or overwritten, and its label may be wrong too.
+
+    Returns:
+        uint8, (H, W, 1) if stored as grey, else (H, W, 3) in RGB order.
+
+    Raises:
+        Unreadable: empty, truncated, damaged, not an image, too large, or of an unsupported pixel type.
+    """
+    kind = _kind(data)
+    claimed = SUFFIXES.get(PurePath(name).suffix.lower())
+    if claimed and claimed != kind:
+        raise Unreadable(f"mislabelled: the name says {claimed}, the content is {kind}")
+    pillow = _check_whole(data, kind)
+    if kind == "TIFF" and pillow is not None and pillow.mode == "RGBA":
+        return np.asarray(ImageOps.exif_transpose(pillow))[..., :3]  # OpenCV would multiply the colours by alpha
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR)
+    except cv2.error as error:
+        raise Unreadable(f"damaged {kind}: {str(error).strip().splitlines()[0]}") from None
+    if image is None:
+        raise Unreadable(f"damaged {kind}: its header reads, its pixels do not")
+    if image.dtype == np.uint16:
+        image = _to_8_bit(image)
+    if image.dtype != np.uint8:
+        raise Unreadable(f"{image.dtype} pixels: save it as 8-bit or 16-bit unsigned, with a window you can state")
+    if image.ndim == 2:
+        return image[:, :, None]
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def fit(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resize (H, W, C) to (height, width), C kept. The picture is stretched, not cropped: the aspect is not kept.
+
+    Pixels are averaged when shrinking (INTER_AREA), interpolated linearly otherwise; at that size already, untouched.
+    """
+    h, w = image.shape[:2]
+    if (h, w) == tuple(size):
+        return image
+    shrinks = size[0] <= h and size[1] <= w
+    out = cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    return out.reshape(*size, image.shape[2])  # OpenCV drops the last axis of a grey image
+
+
+def is_grey(image: np.ndarray) -> bool:
+    """Whether (H, W, C) has one channel, or three that are equal everywhere."""
+    if image.shape[2] == 1:
+        return True
+    r, g, b = image[..., 0], image[..., 1], image[..., 2]
+    return bool((r == g).all() and (g == b).all())
+
+
+def _kind(data: bytes) -> str:
+    if not data:
+        raise Unreadable("empty file (0 bytes)")
+    for signature, kind in _SIGNATURES.items():
+        if data.startswith(signature):
+            return kind
+    for signature, what in _FOREIGN.items():
+        if data.startswith(signature):
+            raise Unreadable(f"not a PNG, JPEG, BMP or TIFF: it is {what} file")
+    if data[128:132] == b"DICM":
+        raise Unreadable("not a PNG, JPEG, BMP or TIFF: it is a DICOM file; export it with its window applied")
+    head = data[:512]
+    if head.lstrip().lower().startswith((b"<!doctype html", b"<html")):
+        raise Unreadable("not an image: it is a web page, as a failed download leaves")
+    if all(byte in b"\t\n\r\f" or byte >= 32 for byte in head):
+        raise Unreadable("not an image: it is text")
+    raise Unreadable(f"not a PNG, JPEG, BMP or TIFF: it starts with {head[:8].hex(' ')}")
+
+
+def _check_whole(data: bytes, kind: str) -> Image.Image | None:
+    """Refuse truncated and absurdly large files; Pillow decides where the end markers leave a doubt."""
+    try:
+        image = Image.open(io.BytesIO(data))
+    except Image.DecompressionBombError:
+        raise Unreadable(f"claims more than {MAX_PIXELS / 1e6:.0f} million pixels") from None
+    except Exception:  # Pillow's parsers raise whatever the damage provokes, struct.error to SyntaxError
+        if kind == "TIFF":
+            return None  # Pillow cannot identify some pixel types that OpenCV reads
+        raise Unreadable(f"damaged {kind}: its header makes no sense") from None
+    if image.width * image.height > MAX_PIXELS:
+        raise Unreadable(
+            f"claims {image.width}x{image.height} px, more than {MAX_PIXELS / 1e6:.0f} million pixels: "
+            "cut a whole slide into tiles"
+        )
+    if kind == "PNG":
+        _check_png(data)
+    elif not (kind == "JPEG" and data.endswith(b"\xff\xd9")):
+        try:
+            image.load()
+        except Exception as error:  # as above
+            raise Unreadable(f"truncated or damaged {kind}: {_first_line(error)}") from None
+    return image
+
+
+def _check_png(data: bytes) -> None:
+    """Every critical chunk has its checksum, and the last one is IEND."""
+    at, kind = 8, b""
+    while kind != b"IEND":
+        if at + 12 > len(data):
+            raise Unreadable("truncated PNG: it ends before its end marker")
+        (length,) = struct.unpack_from(">I", data, at)
+        kind, end = data[at + 4 : at + 8], at + 8 + length
+        if end + 4 > len(data):
+            raise Unreadable("truncated PNG: it ends before its end marker")
+        critical = kind[:1].isupper()
+        if critical and zlib.crc32(data[at + 4 : end]) != struct.unpack_from(">I", data, end)[0]:
+            raise Unreadable(f"damaged PNG: the checksum of its {kind.decode('latin-1')} chunk is wrong")
+        at = end + 4
+
+
+def _to_8_bit(image: np.ndarray) -> np.ndarray:
+    low, high = int(image.min()), int(image.max())
+    scaled = (image.astype(np.float32) - low) * (255 / max(high - low, 1))
+    return np.rint(scaled).astype(np.uint8)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,225 @@
+"""What lies in a folder or a manifest, as a list of samples: nothing is decoded here.
+
+Layouts, tried in this order:
+    FOLDER/{train,val,test}/CLASS/...    split folders, in any case (also training, valid, validation, testing)
+    FOLDER/CLASS/...                     class folders; folders below a class belong to it
+    either of them one or two folders further down, as Kaggle's doubled folders have it
+    MANIFEST.csv                         columns `path` and `class` (or `label`), optionally `split` and `group`;
+                                         paths are absolute or relative to the manifest's folder
+Files and folders that start with a dot, and __MACOSX, are left out.
+"""
+
+import csv
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from medvitlib.data.decode import SUFFIXES
+from medvitlib.errors import DataError
+
+SPLITS = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+    "testing": "test",
+}
+"""Names of split folders and of manifest splits (in any case), and the split each one means."""
+
+OTHER_IMAGES = {"", ".dcm", ".gif", ".heic", ".jp2", ".nii", ".webp"}
+"""Endings of images that are not read: they are quarantined and counted, not passed over as side files are."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image file: where it is, its id (path within the set), class name, official split and group ("" = none)."""
+
+    path: Path
+    id: str
+    label: str
+    split: str = ""
+    group: str = ""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What `scan` found: the samples, files beside them that are no images, and remarks for the user."""
+
+    folder: Path
+    samples: list[Sample]
+    side_files: list[Path] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def scan(source: Path) -> Listing:
+    """List the samples of a folder or of a CSV manifest.
+
+    Raises:
+        DataError: if there is no such path, no image, or no class to tell apart.
+    """
+    if not source.exists():
+        raise DataError(f"{source} does not exist.{_neighbours(source)}")
+    if source.is_file():
+        if source.suffix.lower() != ".csv":
+            raise DataError(
+                f"{source} is a file, not a folder of images or a CSV manifest with columns path and class."
+            )
+        return _manifest(source)
+    folder, notes = _descend(source)
+    parts = {child: SPLITS.get(child.name.lower()) for child in _folders(folder)}
+    if any(parts.values()):
+        beside = sorted(child.name for child, split in parts.items() if split is None)
+        if beside:
+            notes.append(f"{', '.join(beside)}: folders beside the split folders of {folder}, not read.")
+        listing = _classes(folder, {child: split for child, split in parts.items() if split})
+    else:
+        listing = _classes(folder, {folder: ""})
+    _check(source, listing)
+    if hidden := _hidden(source):
+        notes.append(f"{hidden} hidden files (a dot in front, or in __MACOSX) passed over.")
+    return replace(listing, notes=notes + listing.notes)
+
+
+def _folders(folder: Path) -> list[Path]:
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError as error:
+        raise DataError(f"{folder} cannot be read: {error.strerror}.") from None
+    return [Path(entry.path) for entry in entries if entry.is_dir() and not _is_hidden(entry.name)]
+
+
+def _descend(source: Path) -> tuple[Path, list[str]]:
+    """Follow Kaggle's wrapping folders down to the one that holds split or class folders."""
+    folder, notes = source, []
+    for _ in range(3):
+        children = _folders(folder)
+        if any(child.name.lower() in SPLITS for child in children):
+            break
+        inner = [child for child in children if any(f.name.lower() in SPLITS for f in _folders(child))]
+        if inner and len(sets := [child.name for child in children if child in inner or _folders(child)]) > 1:
+            raise DataError(f"{folder} holds {len(sets)} data sets ({', '.join(sets)}): open one of them.")
+        if len(children) == 1 and _folders(children[0]) and not _loose(children[0]):
+            inner = children
+        if not inner:
+            break
+        beside = [child.name for child in children if child not in inner]
+        if beside:
+            notes.append(f"{', '.join(beside)}: folders beside {inner[0]}, not read.")
+        folder = inner[0]
+    return folder, notes
+
+
+def _classes(folder: Path, parts: dict[Path, str]) -> Listing:
+    """Samples of every class folder in each of `parts`."""
+    samples, side_files, loose = [], [], 0
+    for part, split in parts.items():
+        loose += _loose(part)
+        for class_folder in _folders(part):
+            for path in _walk(class_folder):
+                if (suffix := path.suffix.lower()) in SUFFIXES or suffix in OTHER_IMAGES:
+                    ident = path.relative_to(folder).as_posix()
+                    samples.append(Sample(path, ident, class_folder.name, split))
+                else:
+                    side_files.append(path)
+    notes = [f"{loose} images lie outside any class folder and were not read."] if loose and samples else []
+    return Listing(folder, samples, side_files, notes)
+
+
+def _loose(folder: Path) -> int:
+    """How many images lie in a folder itself, not in one below."""
+    return sum(path.suffix.lower() in SUFFIXES and not _is_hidden(path.name) for path in folder.iterdir())
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """Every file below `folder` that is not hidden, in a fixed order."""
+    for parent, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not _is_hidden(name))
+        yield from (Path(parent, name) for name in sorted(files) if not _is_hidden(name))
+
+
+def _hidden(folder: Path) -> int:
+    """How many files `_walk` and `_folders` pass over."""
+    count, below = 0, set()
+    for parent, folders, files in os.walk(folder):
+        if parent in below:
+            count += len(files)
+            below.update(os.path.join(parent, name) for name in folders)
+        else:
+            count += sum(_is_hidden(name) for name in files)
+            below.update(os.path.join(parent, name) for name in folders if _is_hidden(name))
+    return count
+
+
+def _check(source: Path, listing: Listing) -> None:
+    """Say what is wrong with a folder from which no classifier can be learnt."""
+    found = {}
+    for sample in listing.samples:
+        found.setdefault(sample.split, set()).add(sample.label)
+    classes = set().union(*found.values()) if found else set()
+    layout = "one folder a class (FOLDER/CLASS/image.png), or train/val/test folders that hold such class folders"
+    manifests = sorted(path.name for path in source.glob("*.csv"))
+    hint = f" It holds {', '.join(manifests)}: if one lists path and class, open that file." if manifests else ""
+    if not classes:
+        loose = _loose(listing.folder)
+        what = f"holds {loose} images but no class folders" if loose else "holds no images"
+        raise DataError(f"{source} {what}. Expected {layout}, or a CSV manifest.{hint}")
+    if len(classes) == 1:
+        raise DataError(
+            f"{source} has one class only, {classes.pop()!r} ({len(listing.samples)} images); a classifier needs two. "
+            f"Expected {layout}.{hint}"
+        )
+    if "train" in found and (unseen := classes - found["train"]):
+        raise DataError(
+            f"{source}: {sorted(unseen)} occur outside train only, which has {sorted(found['train'])}. "
+            "Give a class the same name, in the same case, in every split."
+        )
+
+
+def read_rows(path: Path, required: tuple[tuple[str, ...], ...]) -> list[dict[str, str]]:
+    """Rows of a CSV file with lower-case column names; each of `required` lists names of which one must be there."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file, skipinitialspace=True)
+            columns = [(name or "").strip().lower() for name in reader.fieldnames or []]
+            reader.fieldnames = columns
+            rows = [{key: (value or "").strip() for key, value in row.items() if key} for row in reader]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path} cannot be read as a UTF-8 CSV file: {error}") from None
+    for names in required:
+        if not any(name in columns for name in names):
+            raise DataError(f"{path} has columns {columns}: a column {' or '.join(map(repr, names))} is missing.")
+    return rows
+
+
+def _manifest(path: Path) -> Listing:
+    rows = read_rows(path, (("path",), ("class", "label")))
+    samples = []
+    for number, row in enumerate(rows, start=2):
+        label, split = row.get("class") or row.get("label", ""), row.get("split", "")
+        if not row["path"] or not label:
+            raise DataError(f"{path}, line {number}: path and class must not be empty.")
+        if split and split.lower() not in SPLITS:
+            raise DataError(f"{path}, line {number}: split {split!r}; expected one of {sorted(SPLITS)} or nothing.")
+        file = path.parent / row["path"]
+        ident = Path(row["path"]).as_posix()
+        samples.append(Sample(file, ident, label, SPLITS.get(split.lower(), ""), row.get("group", "")))
+    ids = [sample.id for sample in samples]
+    if len(set(ids)) < len(ids):
+        twice = next(ident for ident in ids if ids.count(ident) > 1)
+        raise DataError(f"{path} lists {twice} more than once: keep one line an image.")
+    listing = Listing(path.parent, samples)
+    _check(path, listing)
+    return listing
+
+
+def _neighbours(path: Path) -> str:
+    parent = next((folder for folder in path.parents if folder.is_dir()), None)
+    names = sorted(p.name for p in parent.iterdir() if p.is_dir() and not p.name.startswith(".")) if parent else []
+    return f" {parent} holds: {', '.join(names[:12]) or 'no folders'}." if parent else ""

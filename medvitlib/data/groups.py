@@ -1,0 +1,109 @@
+"""Which images belong together (one patient, one photograph): from a side-car CSV, a pattern, or not known."""
+
+import os
+import re
+from dataclasses import replace
+from pathlib import Path
+
+from medvitlib.data.folder import Listing, Sample, read_rows
+from medvitlib.errors import DataError
+
+PATTERNS = {"kermany": r"(?:^|/)(person\d+|(?:NORMAL2-)?IM-\d+)[_-][^/]*$"}
+"""Named patterns, searched in the id; the one bracketed group is the patient's id."""
+SIDE_CARS = ("groups.csv", "manifest.csv")
+"""Files looked for in the set's folder and the two above it, with columns path and group."""
+
+
+def assign_groups(listing: Listing, groups: str | Path | None) -> tuple[Listing, bool]:
+    """Give every sample its group.
+
+    Args:
+        groups: a CSV file with columns path (absolute, or relative to the CSV's folder or to the data set's) and
+            group; the name of a pattern (`PATTERNS`); a regular expression with one bracketed group, searched in the
+            id; or None: a manifest's own group column, a side-car, a named pattern that fits at least 95 % of the
+            ids, in that order.
+
+    Returns:
+        the listing, and whether the group of every image is known. An image without a known group stands for itself.
+        Groups read from file names carry the split folder they were found in, because numbers restart there
+        (Kermany's do): `train/person23` (val counts as train) and `test/person23` are different patients.
+
+    Raises:
+        DataError: for a side-car that lists only some of the images, or a pattern that fits none.
+    """
+    if groups is None:
+        return _automatic(listing)
+    if Path(groups).suffix.lower() == ".csv":
+        return _finish(listing, _from_csv(listing, Path(groups).expanduser(), must_match=True))
+    pattern = PATTERNS.get(str(groups), str(groups))
+    return _finish(listing, _from_pattern(listing.samples, pattern, f"groups={str(groups)!r}"))
+
+
+def _automatic(listing: Listing) -> tuple[Listing, bool]:
+    if any(sample.group for sample in listing.samples):
+        return _finish(listing, [sample.group for sample in listing.samples])
+    for folder in (listing.folder, listing.folder.parent, listing.folder.parent.parent):
+        for name in SIDE_CARS:
+            path = folder / name
+            if path.is_file() and (found := _from_csv(listing, path, must_match=False)) is not None:
+                return _finish(listing, found)
+    for name, pattern in PATTERNS.items():
+        fitting = sum(re.search(pattern, sample.id) is not None for sample in listing.samples)
+        if fitting >= 0.95 * len(listing.samples):
+            return _finish(listing, _from_pattern(listing.samples, pattern, name))
+    return _finish(listing, [""] * len(listing.samples))
+
+
+def _from_csv(listing: Listing, path: Path, must_match: bool) -> list[str] | None:
+    if not path.is_file():
+        raise DataError(f"groups={str(path)!r}: no such file. Expected a CSV with columns path and group.")
+    try:
+        rows = read_rows(path, (("path",), ("group",)))
+    except DataError:
+        if must_match:
+            raise
+        return None  # some other CSV that happens to be called manifest.csv
+    files = [os.path.abspath(sample.path) for sample in listing.samples]
+    for folder in (path.parent, listing.folder):
+        listed: dict[str, str] = {}
+        for row in rows:
+            file = os.path.abspath(os.path.join(folder, row["path"]))
+            if listed.setdefault(file, row["group"]) != row["group"]:
+                raise DataError(f"{path} gives {row['path']} two groups, {listed[file]!r} and {row['group']!r}.")
+        missing = [sample.id for sample, file in zip(listing.samples, files, strict=True) if file not in listed]
+        if len(missing) < len(files):
+            break
+    if len(missing) == len(files) and not must_match:
+        return None
+    if missing:
+        raise DataError(
+            f"{path} has no line for {len(missing)} of {len(files)} images, the first {missing[:3]}: add them (an "
+            f"empty group means unknown), or name other groups. Paths count from {path.parent} or {listing.folder}."
+        )
+    return [listed[file] for file in files]
+
+
+def _from_pattern(samples: list[Sample], pattern: str, name: str) -> list[str]:
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise DataError(f"{name}: not a CSV file, a pattern's name {sorted(PATTERNS)} or a regex: {error}.") from None
+    if compiled.groups != 1:
+        raise DataError(
+            f"{name}: expected a CSV file, a pattern's name {sorted(PATTERNS)}, or a regular expression with one "
+            f"bracketed group such as r'(patient\\d+)_'; this one has {compiled.groups}."
+        )
+    found = [compiled.search(sample.id) for sample in samples]
+    if not any(found):
+        raise DataError(f"{name} fits none of the {len(samples)} images; the first is {samples[0].id!r}.")
+    space = {"train": "train/", "val": "train/", "test": "test/", "": ""}
+    return [space[s.split] + match[1] if match else "" for s, match in zip(samples, found, strict=True)]
+
+
+def _finish(listing: Listing, groups: list[str]) -> tuple[Listing, bool]:
+    unknown = sum(group == "" for group in groups)
+    notes = list(listing.notes)
+    if 0 < unknown < len(groups):
+        notes.append(f"the group of {unknown} of {len(groups)} images is not known; each stands for itself.")
+    samples = [replace(s, group=group or s.id) for s, group in zip(listing.samples, groups, strict=True)]
+    return replace(listing, samples=samples, notes=notes), unknown == 0

@@ -1,0 +1,188 @@
+"""Train, validation and test without a patient on two sides."""
+
+import warnings
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from medvitlib.data.dataset import Dataset
+from medvitlib.errors import DataError
+
+MIN_VAL = 20
+"""Images a class below which an official validation part is too small to choose anything by (Kermany's has 8)."""
+TOLERANCE = 0.05
+"""How far a part's share may be from what was asked before a note says so; patients cannot be cut in two."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """Three parts of a data set and, in `notes`, how they came about."""
+
+    train: Dataset
+    val: Dataset
+    test: Dataset
+    notes: list[str] = field(default_factory=list)
+
+    def table(self):
+        """One row a part: images, patients (if known), images and, for up to three classes, patients a class."""
+        import pandas as pd
+
+        rows = {}
+        for name in ("train", "val", "test"):
+            part = getattr(self, name)
+            row = {"images": len(part)}
+            if part.groups_known:
+                row["patients"] = len(np.unique(part.groups))
+            for label, class_name in enumerate(part.classes):
+                groups = part.groups[part.labels == label]
+                row[class_name] = len(groups)
+                if part.groups_known and len(part.classes) <= 3:
+                    row[f"{class_name} patients"] = len(np.unique(groups))
+            rows[name] = row
+        return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def split(ds: Dataset, *, val: float = 0.2, test: float = 0.2, seed: int = 0) -> Split:
+    """Cut a data set in three: every class in the same share, every group (patient) on one side.
+
+    Official parts are used where they exist: the test part always, the validation part if it has at least 20 images a
+    class (else it joins train, and a new one is cut). Byte-identical files count as one group even if they are filed
+    under two.
+
+    Args:
+        val: share of the images for validation: of all of them, or of those outside the official test.
+        test: share of all images for the test part; ignored where there is an official one.
+        seed: another seed, another cut.
+
+    Raises:
+        DataError: for shares that leave nothing over, or a class with too few groups to go round.
+    """
+    if not (val > 0 and test > 0 and val + test < 1):
+        raise DataError(f"val={val}, test={test}: expected shares above 0 that together stay below 1.")
+    notes = list(ds.notes)
+    if not ds.groups_known:
+        notes.append("patients are not known for all images: images of one patient may stand on both sides.")
+    units = _units(ds)
+    if joined := len(np.unique(ds.groups)) - len(np.unique(units)):
+        notes.append(f"identical files are filed under different groups: {joined} more joined to keep them together.")
+
+    in_test, in_val = ds.splits == "test", ds.splits == "val"
+    if in_val.any() and (small := _smallest_class(ds, in_val)) < MIN_VAL:
+        counts = ", ".join(f"{n} {name}" for n, name in zip(_counts(ds, in_val), ds.classes, strict=True))
+        notes.append(
+            f"the official validation part has {in_val.sum()} images ({counts}); with {small} in a class nothing can "
+            "be chosen by it, so it was joined with train and a new one cut from both."
+        )
+        in_val = np.zeros(len(ds), bool)
+    origin = np.where(in_test, "test", np.where(in_val, "val", "train"))
+    official = in_test.any()
+    pool = ~in_test & ~in_val
+    if official:
+        notes.append(f"the official test part is used ({in_test.sum()} images).")
+    else:
+        in_test = _cut(ds, units, pool, test * len(ds) / pool.sum(), seed, "test")
+    if in_val.any():
+        notes.append(f"the official validation part is used ({in_val.sum()} images).")
+    else:
+        pool &= ~in_test
+        base = pool.sum() if official else len(ds)
+        in_val = _cut(ds, units, pool, val * base / pool.sum(), seed, "val")
+        _note_share(notes, "val", in_val.sum() / base, val)
+    if not official:
+        _note_share(notes, "test", in_test.sum() / len(ds), test)
+    parts = {"train": ~in_test & ~in_val, "val": in_val, "test": in_test}
+    _check_disjoint(ds, units, parts, origin, notes)
+    return Split(**{name: ds.subset(chosen) for name, chosen in parts.items()}, notes=notes)
+
+
+def duplicates(ds: Dataset):
+    """Byte-identical files: a pandas DataFrame (cluster, id, class, split, group), one row a file, empty if none."""
+    import pandas as pd
+
+    _, clusters, sizes = np.unique(ds.hashes, return_inverse=True, return_counts=True)
+    rows = np.flatnonzero(sizes[clusters] > 1)
+    order = rows[np.argsort(clusters[rows], kind="stable")]
+    number = np.unique(clusters[order], return_inverse=True)[1]
+    columns = {"id": ds.ids, "class": np.array(ds.classes)[ds.labels], "split": ds.splits, "group": ds.groups}
+    return pd.DataFrame({"cluster": number} | {name: values[order] for name, values in columns.items()})
+
+
+def _units(ds: Dataset) -> np.ndarray:
+    """What must not be cut apart, int (N,): connected components of images that share a group or a hash."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    groups = np.unique(ds.groups, return_inverse=True)[1]
+    hashes = np.unique(ds.hashes, return_inverse=True)[1] + groups.max() + 1
+    n = hashes.max() + 1
+    graph = coo_array((np.ones(len(ds)), (groups, hashes)), shape=(n, n))
+    return connected_components(graph, directed=False)[1][groups]
+
+
+def _cut(ds: Dataset, units: np.ndarray, pool: np.ndarray, share: float, seed: int, name: str) -> np.ndarray:
+    """Bool (N,): about `share` of the images in `pool`, stratified by class, whole units only."""
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    folds, taken = _folds(share)
+    for label, class_name in enumerate(ds.classes):
+        there = len(np.unique(units[pool & (ds.labels == label)]))
+        if there < folds:
+            raise DataError(
+                f"class {class_name!r} has {there} {'patients' if ds.groups_known else 'images'} to cut a {name} part "
+                f"from, and {folds} are needed for {share:.0%}: ask for a larger share, or collect more."
+            )
+    rows = np.flatnonzero(pool)
+    cutter = StratifiedGroupKFold(n_splits=folds, shuffle=True, random_state=seed)
+    chosen = np.zeros(len(ds), bool)
+    for fold, (_, inside) in enumerate(cutter.split(rows, ds.labels[rows], units[rows])):
+        if fold < taken:
+            chosen[rows[inside]] = True
+    if min(_smallest_class(ds, chosen), _smallest_class(ds, pool & ~chosen)) == 0:
+        raise DataError(f"the {name} part would lack a class, because its images lie in too few large groups.")
+    return chosen
+
+
+def _folds(share: float) -> tuple[int, int]:
+    """(folds, how many of them to take): the fewest folds that come within two points of the share."""
+    for folds in range(2, 51):
+        taken = round(share * folds)
+        if 0 < taken < folds and abs(taken / folds - share) <= min(0.02, share / 4, (1 - share) / 4):
+            return folds, taken
+    raise DataError(f"a share of {share:.3f} is too small or too large to cut: expected 0.02 to 0.98.")
+
+
+def _check_disjoint(
+    ds: Dataset, units: np.ndarray, parts: dict[str, np.ndarray], origin: np.ndarray, notes: list[str]
+) -> None:
+    """No unit in two parts. Where the official parts share some, that is their authors' doing: say so, loudly."""
+    for one, other in (("train", "val"), ("train", "test"), ("val", "test")):
+        ours = [set(zip(units[parts[name]], origin[parts[name]], strict=True)) for name in (one, other)]
+        if broken := ours[0] & ours[1]:
+            raise AssertionError(f"{len(broken)} groups were cut in two, between {one} and {other}")
+        shared = np.intersect1d(units[parts[one]], units[parts[other]])
+        if not len(shared):
+            continue
+        images = int((np.isin(units, shared) & (parts[one] | parts[other])).sum())
+        same_files = len(np.intersect1d(ds.hashes[parts[one]], ds.hashes[parts[other]]))
+        same_groups = len(np.intersect1d(ds.groups[parts[one]], ds.groups[parts[other]]))
+        note = (
+            f"LEAK in the official split: {one} and {other} share {same_groups} groups and {same_files} identical "
+            f"files ({images} images). Figures on {other} are too good by an unknown amount."
+        )
+        notes.append(note)
+        warnings.warn(note, stacklevel=3)
+
+
+def _counts(ds: Dataset, chosen: np.ndarray) -> np.ndarray:
+    return np.bincount(ds.labels[chosen], minlength=len(ds.classes))
+
+
+def _smallest_class(ds: Dataset, chosen: np.ndarray) -> int:
+    return int(_counts(ds, chosen).min())
+
+
+def _note_share(notes: list[str], name: str, achieved: float, asked: float) -> None:
+    if abs(achieved - asked) > TOLERANCE:
+        notes.append(
+            f"{name} has {achieved:.0%} of the images, not {asked:.0%}: the groups are too large to come closer."
+        )

@@ -1,0 +1,162 @@
+import io
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageOps
+
+from medvitlib.data import decode as module
+from medvitlib.data.decode import Unreadable, decode, fit, is_grey
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # its remarks on damaged metadata
+
+RNG = np.random.default_rng(0)
+GREY = cv2.GaussianBlur(RNG.integers(0, 256, (40, 56), dtype=np.uint8), (5, 5), 0)
+RGB = cv2.GaussianBlur(RNG.integers(0, 256, (40, 56, 3), dtype=np.uint8), (5, 5), 0)
+RGBA = np.dstack([RGB, RNG.integers(0, 256, (40, 56), dtype=np.uint8)])
+LOSSLESS = {"PNG": "a.png", "BMP": "a.bmp", "TIFF": "a.tiff"}
+FORMATS = LOSSLESS | {"JPEG": "a.jpg"}
+
+
+def saved(image, kind: str, **options) -> bytes:
+    image = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    image.save(buffer := io.BytesIO(), kind, **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("kind", LOSSLESS)
+def test_lossless_formats_give_the_pixels_that_were_saved(kind):
+    assert (decode(saved(GREY, kind), LOSSLESS[kind]) == GREY[..., None]).all()
+    assert (decode(saved(RGB, kind), LOSSLESS[kind]) == RGB).all()
+    assert (decode(saved(RGBA, kind), LOSSLESS[kind]) == RGB).all()  # alpha is dropped, not multiplied in
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}])
+def test_jpeg_is_close_to_what_pillow_reads(options):
+    for image in (GREY, RGB):
+        data = saved(image, "JPEG", quality=95, subsampling=0, **options)
+        expected = np.array(Image.open(io.BytesIO(data))).reshape(40, 56, -1)
+        assert np.abs(decode(data, "a.jpeg").astype(int) - expected).max() <= 2
+
+
+def test_palette_one_bit_cmyk_and_grey_alpha():
+    palette, bits, cmyk = Image.fromarray(RGB).convert("P"), Image.fromarray(GREY).convert("1"), Image.fromarray(RGB)
+    for kind in ("PNG", "BMP"):
+        assert (decode(saved(palette, kind), "a") == np.array(palette.convert("RGB"))).all()
+    for kind in LOSSLESS:
+        assert (decode(saved(bits, kind), "a")[..., 0] == np.array(bits.convert("L"))).all()
+    data = saved(cmyk.convert("CMYK"), "JPEG", quality=100, subsampling=0)
+    assert np.abs(decode(data, "a.jpg").astype(int) - np.array(Image.open(io.BytesIO(data)).convert("RGB"))).max() <= 2
+    assert (decode(saved(RGBA[..., :2], "PNG"), "a.png") == RGBA[..., :1]).all()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize(
+    ("kind", "pixels"), [("JPEG", RGB), ("PNG", RGB), ("PNG", RGBA), ("TIFF", RGB), ("TIFF", RGBA)]
+)
+def test_exif_orientation_is_applied(kind, pixels, orientation):
+    image = Image.fromarray(pixels)
+    exif = image.getexif()
+    exif[0x112] = orientation
+    data = saved(image, kind, exif=exif)
+    expected = np.array(ImageOps.exif_transpose(Image.open(io.BytesIO(data))))[..., :3]
+    assert np.abs(decode(data, FORMATS[kind]).astype(int) - expected).max() <= (2 if kind == "JPEG" else 0)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tiff"])
+def test_16_bit_is_stretched_over_its_own_range(suffix):
+    twelve_bits = np.linspace(1000, 4095, 40 * 56).reshape(40, 56).astype(np.uint16)
+    for image in (twelve_bits, np.dstack([twelve_bits] * 3)):
+        out = decode(cv2.imencode(suffix, image)[1].tobytes(), "a" + suffix)[..., 0]
+        assert (out.min(), out.max()) == (0, 255)
+        assert np.abs(out - (twelve_bits - 1000.0) * 255 / 3095).max() <= 0.51
+    flat = np.full((4, 4), 777, np.uint16)
+    assert (decode(cv2.imencode(suffix, flat)[1].tobytes(), "a" + suffix) == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("data", "name", "says"),
+    [
+        (b"", "a.png", "empty file"),
+        (b"id,label\n1,2\n", "a.png", "text"),
+        (b"<!DOCTYPE html><html>404", "a.jpg", "web page"),
+        (b"GIF89a" + bytes(40), "a.png", "GIF"),
+        (bytes(128) + b"DICM" + bytes(40), "scan", "DICOM"),
+        (b"\x00\x01\x02\x03", "a.tif", "starts with 00 01 02 03"),
+        (saved(RGB, "JPEG"), "a.png", "mislabelled: the name says PNG, the content is JPEG"),
+        (saved(RGB, "PNG"), "a.jpg", "mislabelled: the name says JPEG, the content is PNG"),
+        (cv2.imencode(".tiff", GREY.astype(np.float32))[1].tobytes(), "a.tif", "float32 pixels"),
+        (cv2.imencode(".tiff", RGB.astype(np.float32))[1].tobytes(), "a.tif", "float32 pixels"),
+    ],
+)
+def test_what_is_no_image_says_what_it_is(data, name, says):
+    with pytest.raises(Unreadable, match=says):
+        decode(data, name)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_no_truncation_passes(kind):
+    for image in (GREY, RGB):
+        data = saved(image, kind)
+        for end in [*range(1, len(data), 97), len(data) - 3, len(data) - 1]:
+            with pytest.raises(Unreadable):
+                decode(data[:end], FORMATS[kind])
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_padding_after_the_end_is_harmless(kind):
+    data = saved(RGB, kind)
+    assert (decode(data + bytes(3000), FORMATS[kind]) == decode(data, FORMATS[kind])).all()
+
+
+def test_a_flipped_bit_in_a_png_is_noticed():
+    data = bytearray(saved(RGB, "PNG"))
+    data[len(data) // 2] ^= 1
+    with pytest.raises(Unreadable, match="checksum"):
+        decode(bytes(data), "a.png")
+
+
+def test_a_bomb_is_refused_before_it_is_decoded(monkeypatch):
+    monkeypatch.setattr(module, "MAX_PIXELS", 40 * 56 - 1)
+    with pytest.raises(Unreadable, match="million pixels"):
+        decode(saved(RGB, "PNG"), "a.png")
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.sampled_from(sorted(FORMATS)), st.booleans(), st.data())
+def test_damaged_bytes_end_in_an_image_or_a_reason(kind, colour, draw):
+    data = bytearray(saved(RGB if colour else GREY, kind))
+    for _ in range(draw.draw(st.integers(0, 8))):
+        data[draw.draw(st.integers(0, len(data) - 1))] = draw.draw(st.integers(0, 255))
+    cut = draw.draw(st.integers(0, len(data)))
+    try:
+        image = decode(bytes(data[:cut]), FORMATS[kind])
+    except Unreadable as reason:
+        assert str(reason)
+    else:
+        assert image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] in (1, 3)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.binary(max_size=300), st.sampled_from(["a.png", "a.jpg", "a.tif", "a.bmp", "a"]))
+def test_any_bytes_end_in_an_image_or_a_reason(data, name):
+    try:
+        assert decode(data, name).dtype == np.uint8
+    except Unreadable as reason:
+        assert str(reason)
+
+
+def test_fit_leaves_the_right_size_alone_and_averages_when_shrinking():
+    assert fit(RGB, (40, 56)) is RGB
+    blocks = np.kron(np.arange(16, dtype=np.uint8).reshape(4, 4) * 9, np.ones((5, 5), np.uint8))[..., None]
+    assert (fit(blocks, (4, 4))[..., 0] == np.arange(16).reshape(4, 4) * 9).all()
+    assert fit(GREY[..., None], (80, 30)).shape == (80, 30, 1) and fit(RGB, (80, 100)).shape == (80, 100, 3)
+
+
+def test_is_grey_looks_at_every_pixel():
+    image = np.repeat(GREY[..., None], 3, axis=2)
+    assert is_grey(image) and is_grey(image[..., :1])
+    image[39, 55, 2] ^= 1
+    assert not is_grey(image)

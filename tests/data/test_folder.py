@@ -1,0 +1,131 @@
+import pytest
+
+from medvitlib.data.folder import scan
+from medvitlib.errors import DataError
+
+
+def found(listing) -> dict[str, tuple[str, str]]:
+    return {sample.id: (sample.label, sample.split) for sample in listing.samples}
+
+
+def test_class_folders(tmp_path, write_image):
+    for name in ("a/1.png", "a/deeper/still/2.JPG", "b/3.tif"):
+        write_image(tmp_path / name)
+    assert found(scan(tmp_path)) == {"a/1.png": ("a", ""), "a/deeper/still/2.JPG": ("a", ""), "b/3.tif": ("b", "")}
+
+
+@pytest.mark.parametrize(
+    ("folders", "splits"),
+    [
+        (("train", "val", "test"), ("train", "val", "test")),
+        (("TRAIN", "Valid", "Test"), ("train", "val", "test")),
+        (("Training", "validation", "Testing"), ("train", "val", "test")),
+    ],
+)
+def test_split_folders_in_any_case(tmp_path, write_classes, folders, splits):
+    for folder in folders:
+        write_classes(tmp_path / folder, {"x": 1, "y": 1})
+    expected = {
+        f"{folder}/{label}/img_0.png": (label, split)
+        for folder, split in zip(folders, splits, strict=True)
+        for label in "xy"
+    }
+    assert found(scan(tmp_path)) == expected
+
+
+def test_kaggle_doubled_folders_beside_their_copy(tmp_path, write_classes):
+    inner = tmp_path / "chest_xray" / "chest_xray"
+    for part in ("train", "test"):
+        write_classes(inner / part, {"x": 2, "y": 2})
+    write_classes(tmp_path / "chest_xray" / "__MACOSX" / "train", {"x": 3})
+    (inner / "train" / "x" / ".DS_Store").write_bytes(b"junk")
+    ids = set(found(scan(inner)))
+    assert len(ids) == 8
+    for outer in (tmp_path / "chest_xray", tmp_path):
+        listing = scan(outer)
+        assert set(found(listing)) == ids  # the same ids however deep they were opened
+        assert any("4 hidden files" in note for note in listing.notes)
+    for part in ("train", "test"):  # Kaggle's archive also holds the set twice: the outer one is read
+        write_classes(tmp_path / "chest_xray" / part, {"x": 1, "y": 1})
+    listing = scan(tmp_path / "chest_xray")
+    assert len(listing.samples) == 4 and any("not read" in note for note in listing.notes)
+
+
+def test_class_folders_one_level_down(tmp_path, write_classes):
+    write_classes(tmp_path / "wrapped", {"a": 2, "b": 2})
+    assert set(found(scan(tmp_path))) == {"a/img_0.png", "a/img_1.png", "b/img_0.png", "b/img_1.png"}
+
+
+def test_other_files_are_listed_and_hidden_ones_counted(tmp_path, write_classes):
+    write_classes(tmp_path, {"a": 2, "b": 2})
+    (tmp_path / "a" / "notes.txt").write_text("hello")
+    (tmp_path / "a" / "._img_0.png").write_text("resource fork")
+    listing = scan(tmp_path)
+    assert len(listing.samples) == 4
+    assert [path.name for path in listing.side_files] == ["notes.txt"]
+    assert any("1 hidden" in note for note in listing.notes)
+
+
+def test_manifest(tmp_path, write_image):
+    write_image(tmp_path / "images" / "1.png")
+    elsewhere = write_image(tmp_path / "far" / "2.png")
+    manifest = tmp_path / "list.csv"
+    manifest.write_text(f"Path, Label, Split, Group\nimages/1.png,0,Train,p1\n{elsewhere},1,VAL,p2\nx.png,1,train,\n")
+    first, second, _ = scan(manifest).samples
+    assert (first.id, first.label, first.split, first.group) == ("images/1.png", "0", "train", "p1")
+    assert (second.path, second.label, second.split, second.group) == (elsewhere, "1", "val", "p2")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("file,class\na.png,x\n", "'path' is missing"),
+        ("path,kind\na.png,x\n", "'class' or 'label' is missing"),
+        ("path,class\na.png,x\nb.png,\n", "line 3"),
+        ("path,class,split\na.png,x,holdout\n", "'holdout'"),
+        ("path,class\na.png,x\na.png,y\n", "more than once"),
+        ("path,class\na.png,x\nb.png,x\n", "one class only"),
+        ("", "'path' is missing"),
+    ],
+)
+def test_a_bad_manifest_says_what_is_wrong(tmp_path, text, says):
+    (tmp_path / "m.csv").write_text(text)
+    with pytest.raises(DataError, match=says):
+        scan(tmp_path / "m.csv")
+
+
+def test_a_manifest_that_is_not_text(tmp_path):
+    (tmp_path / "m.csv").write_bytes(b"\xff\xfe\x00\x01")
+    with pytest.raises(DataError, match="UTF-8"):
+        scan(tmp_path / "m.csv")
+
+
+def test_what_is_no_data_set_says_what_was_expected(tmp_path, write_image, write_classes):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"holds no images.*FOLDER/CLASS"):
+        scan(tmp_path / "empty")
+    write_image(tmp_path / "flat" / "1.png")
+    (tmp_path / "flat" / "labels.csv").write_text("path,class\n")
+    with pytest.raises(DataError, match=r"1 images but no class folders.*labels\.csv"):
+        scan(tmp_path / "flat")
+    write_classes(tmp_path / "single", {"only": 3})
+    with pytest.raises(DataError, match="one class only, 'only'"):
+        scan(tmp_path / "single")
+    with pytest.raises(DataError, match=r"does not exist.*empty, flat, single"):
+        scan(tmp_path / "nowhere")
+    with pytest.raises(DataError, match="is a file"):
+        scan(tmp_path / "flat" / "1.png")
+
+
+def test_a_class_that_train_lacks_is_refused(tmp_path, write_classes):
+    write_classes(tmp_path / "train", {"Normal": 2, "ill": 2})
+    write_classes(tmp_path / "test", {"NORMAL": 2, "ill": 2})
+    with pytest.raises(DataError, match=r"\['NORMAL'\].*same case"):
+        scan(tmp_path)
+
+
+def test_a_root_of_several_sets_is_refused(tmp_path, write_classes):
+    write_classes(tmp_path / "one" / "train", {"a": 1, "b": 1})
+    write_classes(tmp_path / "two", {"a": 1, "b": 1})
+    with pytest.raises(DataError, match="2 data sets"):
+        scan(tmp_path)

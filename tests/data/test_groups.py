@@ -1,0 +1,101 @@
+import csv
+
+import numpy as np
+import pytest
+
+from medvitlib.data.folder import scan
+from medvitlib.data.groups import assign_groups
+from medvitlib.errors import DataError
+
+
+def groups_of(folder, groups=None) -> tuple[dict[str, str], bool]:
+    listing, known = assign_groups(scan(folder), groups)
+    return {sample.id: sample.group for sample in listing.samples}, known
+
+
+@pytest.fixture
+def folder(tmp_path, write_classes):
+    return write_classes(tmp_path / "set", {"a": 2, "b": 2})
+
+
+def test_without_any_hint_each_image_stands_for_itself(folder):
+    found, known = groups_of(folder)
+    assert not known and all(ident == group for ident, group in found.items())
+
+
+@pytest.mark.parametrize(
+    ("place", "prefix"),
+    [("set/groups.csv", ""), ("set/manifest.csv", ""), ("groups.csv", "set/"), ("manifest.csv", "set/")],
+)
+def test_a_side_car_is_found(tmp_path, folder, place, prefix):
+    lines = [f"{prefix}{c}/img_{k}.png,p{k}" for c in "ab" for k in range(2)]
+    (tmp_path / place).write_text("\n".join(["path,group", "another/set.png,q", *lines]))
+    found, known = groups_of(folder)
+    assert known and found == {f"{c}/img_{k}.png": f"p{k}" for c in "ab" for k in range(2)}
+
+
+def test_an_empty_group_is_unknown(tmp_path, folder):
+    (tmp_path / "g.csv").write_text(
+        "path,group\n" + "".join(f"set/{c}/img_{k}.png,{c if k else ''}\n" for c in "ab" for k in (0, 1))
+    )
+    found, known = groups_of(folder, tmp_path / "g.csv")
+    assert not known and found["a/img_1.png"] == "a" and found["a/img_0.png"] == "a/img_0.png"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("path,group\na/img_0.png,p\n", "no line for 3 of 4 images"),
+        ("path,group\nb/other.png,p\n", "no line for 4 of 4"),
+        ("path,group\na/img_0.png,p\na/img_0.png,q\n", "two groups, 'p' and 'q'"),
+        ("file,patient\na/img_0.png,p\n", "'path' is missing"),
+    ],
+)
+def test_a_bad_side_car_says_what_is_wrong(folder, text, says):
+    (folder / "mine.csv").write_text(text)
+    with pytest.raises(DataError, match=says):
+        groups_of(folder, folder / "mine.csv")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "says"),
+    [("nowhere.csv", "no such file"), ("kermani", "one bracketed group"), ("(", "regex"), (r"(zzz)\d", "fits none")],
+)
+def test_a_bad_pattern_says_what_was_expected(folder, pattern, says):
+    with pytest.raises(DataError, match=says):
+        groups_of(folder, pattern)
+
+
+def test_a_regular_expression_is_searched_in_the_id(folder):
+    found, known = groups_of(folder, r"^(\w)/")
+    assert known and found["a/img_0.png"] == found["a/img_1.png"] == "a"
+
+
+def test_kermany_names_are_recognised_and_restart_in_test(tmp_path, write_image):
+    names = {
+        "train/PNEUMONIA/person23_bacteria_76.jpeg": "train/person23",
+        "train/PNEUMONIA/person23_bacteria_77.jpeg": "train/person23",
+        "val/PNEUMONIA/person23_virus_1_2.jpeg": "train/person23",
+        "test/PNEUMONIA/person23_bacteria_78.jpeg": "test/person23",
+        "train/NORMAL/IM-0115-0001.jpeg": "train/IM-0115",
+        "train/NORMAL/NORMAL2-IM-0115-0001-0002.jpeg": "train/NORMAL2-IM-0115",
+    }
+    for name in names:
+        write_image(tmp_path / name)
+    assert groups_of(tmp_path) == (names, True)
+
+
+@pytest.mark.real_data
+def test_the_kermany_pattern_equals_the_manifest(real_data):
+    with (real_data / "manifest.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["set"] == "chest_xray"]
+    listed = {row["path"].removeprefix("chest_xray/"): row["group"] for row in rows}
+    by_pattern, known = groups_of(real_data / "chest_xray", "kermany")
+    assert known and len(listed) == 5856 and by_pattern == listed
+    assert groups_of(real_data / "chest_xray") == (listed, True)
+    numbers = {
+        part: {group.split("/")[1] for group in by_pattern.values() if group.startswith(part)}
+        for part in ("train", "test")
+    }
+    assert len(numbers["train"] & numbers["test"]) == 170  # the same numbers, other children
+    assert len(np.unique(list(by_pattern.values()))) == sum(map(len, numbers.values()))

@@ -22,21 +22,23 @@ def evaluate(
     seed: int = 0,
     batch_size: int = 32,
     device: str | torch.device | None = None,
-    precision: torch.dtype | None | str = "auto",
+    precision: torch.dtype | str | None = "auto",
 ) -> Report:
     """Score a run on a data set; temperature and thresholds come from the run's validation part alone.
 
-    Writes report.json, predictions.csv and plots/ into the run folder, and the temperature and thresholds into model.json.
+    Writes report.json, predictions.csv and plots/ into the run folder; temperature and thresholds go into model.json.
 
     Raises:
         EvaluationError: the data set has other classes, or another positive class, than the run.
     """
     if list(dataset.classes) != list(run.classes) or dataset.positive != run.positive:
         raise EvaluationError(
-            f"The run in {run.folder} was trained for classes {run.classes} (positive: {run.positive}), the data set {dataset.name!r} has "
-            f"{dataset.classes} (positive: {dataset.positive}). Open the data set with the same classes and positive class."
+            f"The run in {run.folder} was trained for classes {run.classes} (positive: {run.positive}), the data set "
+            f"{dataset.name!r} has {dataset.classes} (positive: {dataset.positive}). Open it with the same ones."
         )
-    logits = forward(run.model, dataset, batch_size=batch_size, device=device, precision=precision, description="Evaluating")
+    logits = forward(
+        run.model, dataset, batch_size=batch_size, device=device, precision=precision, description="Evaluating"
+    )
     validation = Predictions(
         y_true=run.validation["y_true"].map(run.classes.index).to_numpy(np.int64),
         probabilities=_softmax(run.validation_logits),
@@ -57,7 +59,9 @@ def evaluate(
     )
     report.save(run.folder, ids=dataset.ids, splits=dataset.splits)
     path = run.folder / "model.json"
-    write_json(path, {**json.loads(path.read_text()), "temperature": report.temperature, "thresholds": report.thresholds})
+    write_json(
+        path, {**json.loads(path.read_text()), "temperature": report.temperature, "thresholds": report.thresholds}
+    )
     return report
 
 

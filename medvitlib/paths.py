@@ -8,7 +8,7 @@ KAGGLE_WORKING = Path("/kaggle/working")
 
 
 def project_root() -> Path:
-    """The nearest folder at or above the working directory that holds `notebooks/` and a `pyproject.toml`, or that directory."""
+    """The nearest folder from the working directory upwards with `notebooks/` and a `pyproject.toml`, else that one."""
     here = Path.cwd()
     for folder in (here, *here.parents):
         if (folder / "pyproject.toml").is_file() and (folder / "notebooks").is_dir():
@@ -32,7 +32,7 @@ def runs_dir() -> Path:
 
 
 def search_path(variable: str, *places: str) -> list[Path]:
-    """Existing folders named by an environment variable (a path list), then `places` in the project, then Kaggle's inputs."""
+    """Existing folders: those an environment variable lists, then `places` in the project, then Kaggle's inputs."""
     listed = [Path(p).expanduser().absolute() for p in os.environ.get(variable, "").split(os.pathsep) if p]
     folders = [*listed, *(project_root() / place for place in places), KAGGLE_INPUT]
     return [folder for folder in dict.fromkeys(folders) if folder.exists()]
@@ -46,5 +46,5 @@ def data_roots(root: str | Path | None = None) -> list[Path]:
 
 
 def weight_roots() -> list[Path]:
-    """Folders searched for weight files, in order: `$MEDVIT_WEIGHTS`, `weights/`, `notebooks/weights/`, `/kaggle/input`."""
+    """Folders searched for weights, in order: `$MEDVIT_WEIGHTS`, `weights/`, `notebooks/weights/`, `/kaggle/input`."""
     return search_path("MEDVIT_WEIGHTS", "weights", "notebooks/weights")

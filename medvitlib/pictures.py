@@ -17,7 +17,7 @@ OUTLINE = "#E69F00"  # seen on grey, dark and bright
 def show_samples(
     dataset: Dataset, per_class: int = 5, seed: int = 0, masks: bool = False, on: Figure | SubFigure | None = None
 ) -> Figure | SubFigure:
-    """A row of images a class, drawn at random, each with its group; with `masks`, the outline of the known evidence."""
+    """A row of images a class, drawn at random, each with its group; with `masks`, the known evidence is outlined."""
     rng = np.random.default_rng(seed)
     rows, columns = len(dataset.classes), per_class
     figure = on or Figure(figsize=(1.9 * columns + 0.5, 2.1 * rows), layout="constrained")
@@ -87,7 +87,10 @@ def plot_counts(parts: Split) -> Figure:
         for label, name in enumerate(parts.train.classes):
             chosen = [part.labels == label for part in names.values()]
             counts = np.array(
-                [m.sum() if title == "images" else len(set(p.groups[m])) for p, m in zip(names.values(), chosen, strict=True)]
+                [
+                    m.sum() if title == "images" else len(set(p.groups[m]))
+                    for p, m in zip(names.values(), chosen, strict=True)
+                ]
             )
             bars = axis.barh(list(names), counts, left=left, color=COLOURS[label % len(COLOURS)], label=name)
             axis.bar_label(bars, label_type="center", color="white", fontsize=8, fmt=lambda v: f"{v:.0f}" if v else "")
@@ -115,7 +118,9 @@ def show_duplicates(dataset: Dataset, table: pd.DataFrame, most: int = 6) -> Fig
     return figure
 
 
-def plot_position_embedding(embedding: np.ndarray, grid: tuple[int, int], resized: np.ndarray, new_grid: tuple[int, int]) -> Figure:
+def plot_position_embedding(
+    embedding: np.ndarray, grid: tuple[int, int], resized: np.ndarray, new_grid: tuple[int, int]
+) -> Figure:
     """How alike the position of one patch is to every other, before and after the embedding is resized.
 
     Args:
@@ -140,7 +145,13 @@ def plot_position_embedding(embedding: np.ndarray, grid: tuple[int, int], resize
 def _image(axis, image: np.ndarray) -> None:
     grey = image.shape[2] == 1
     small = max(image.shape[:2]) < 64  # tiny images are enlarged with their pixels visible
-    axis.imshow(image[..., 0] if grey else image, cmap="gray" if grey else None, vmin=0, vmax=255, interpolation="nearest" if small else "antialiased")
+    axis.imshow(
+        image[..., 0] if grey else image,
+        cmap="gray" if grey else None,
+        vmin=0,
+        vmax=255,
+        interpolation="nearest" if small else "antialiased",
+    )
 
 
 def _clean(axis) -> None:

@@ -1,4 +1,4 @@
-"""The spine on real chest X-rays with really pretrained weights: the calls of the README, on a part of the training set."""
+"""The spine on real chest X-rays with really pretrained weights: the README's calls on a part of the training set."""
 
 import numpy as np
 import pytest

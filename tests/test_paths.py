@@ -1,4 +1,4 @@
-"""The same places whoever starts the notebook: JupyterLab in notebooks/, papermill in the project, a script anywhere below."""
+"""The same places whoever starts the notebook: JupyterLab, papermill or nbval, whose working directories differ."""
 
 import os
 from pathlib import Path

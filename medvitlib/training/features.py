@@ -46,7 +46,7 @@ def forward(
     *,
     batch_size: int = 32,
     device: str | torch.device | None = None,
-    precision: torch.dtype | None | str = "auto",
+    precision: torch.dtype | str | None = "auto",
     description: str = "Predicting",
 ) -> np.ndarray:
     """Run `model` over every image, in order, in evaluation mode; it stays on the device it ran on.
@@ -68,7 +68,7 @@ def extract_features(
     *,
     batch_size: int = 32,
     device: str | torch.device | None = None,
-    precision: torch.dtype | None | str = "auto",
+    precision: torch.dtype | str | None = "auto",
 ) -> np.ndarray:
     """What the model's last linear layer sees, for every image; computed once and kept in the cache folder.
 

@@ -29,7 +29,7 @@ def fit_probe(
     strengths: tuple[float, ...] = STRENGTHS,
     batch_size: int = 32,
     device: str | torch.device | None = None,
-    precision: torch.dtype | None | str = "auto",
+    precision: torch.dtype | str | None = "auto",
     settings: dict | None = None,
 ) -> Run:
     """Fit one logistic regression per strength on the training part, keep the one with the lowest validation loss.
@@ -48,7 +48,9 @@ def fit_probe(
     classes = parts.train.classes
     for part_name, part in (("training", parts.train), ("validation", parts.val)):
         if absent := [c for i, c in enumerate(classes) if not (part.labels == i).any()]:
-            raise DataError(f"The {part_name} part has no image of {absent}; every class is needed. Use a larger share or more data.")
+            raise DataError(
+                f"The {part_name} part has no image of {absent}; every class is needed: use a larger share."
+            )
     run = start_run(name, model, parts, {"method": "probe", "strengths": list(strengths), **(settings or {})})
 
     hardware = {"batch_size": batch_size, "device": device, "precision": precision}
@@ -83,7 +85,9 @@ def _fit(x: np.ndarray, y: np.ndarray, strength: float, num_classes: int) -> tup
     from sklearn.linear_model import LogisticRegression
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # a weak penalty on few images never quite converges; validation judges it
+        warnings.simplefilter(
+            "ignore", ConvergenceWarning
+        )  # a weak penalty on few images never quite converges; validation judges it
         fitted = LogisticRegression(C=strength, max_iter=500).fit(x, y)
     weight, bias = fitted.coef_, fitted.intercept_
     if num_classes == 2:

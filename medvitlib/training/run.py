@@ -76,7 +76,8 @@ class UnfinishedRun:
             self.folder.mkdir(parents=True)
         except OSError as error:
             raise MedvitError(
-                f"Cannot write the run folder {self.folder}: {error.strerror}. Free some space, or set MEDVIT_RUNS to a folder that can be written."
+                f"Cannot write the run folder {self.folder}: {error.strerror}. Free some space, or set MEDVIT_RUNS to "
+                "a folder that can be written."
             ) from error
 
     def log(self, row: dict) -> None:
@@ -171,7 +172,9 @@ def load_run(folder: str | Path) -> Run:
         model.preprocessing = Preprocessing(**info["preprocessing"])
         validation = pd.read_csv(folder / "validation.csv", dtype={"id": str, "group": str, "y_true": str})
     except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
-        raise MedvitError(f"The run in {folder} cannot be read ({error}). Run the training again, or restore the folder.") from error
+        raise MedvitError(
+            f"The run in {folder} cannot be read ({error}). Run the training again, or restore the folder."
+        ) from error
     keys = ("classes", "positive", "candidates", "groups_known")
     return Run(folder, model.eval(), validation=validation, **{key: info[key] for key in keys})
 

@@ -1,4 +1,4 @@
-"""A run from end to end on rendered images with an instant model: what is promised of features, probe and run folder."""
+"""Runs on rendered images with an instant model: what is promised of features, probe and run folder."""
 
 import json
 
@@ -112,7 +112,9 @@ def test_a_run_reads_back_to_the_same_predictions(model, parts):
     run = fit_probe(model, parts, name="again", precision=None, device="cpu")
     read = load_run("again")
     assert fingerprint(read.model) == fingerprint(run.model)
-    np.testing.assert_array_equal(forward(read.model, parts.test, precision=None), forward(run.model, parts.test, precision=None))
+    np.testing.assert_array_equal(
+        forward(read.model, parts.test, precision=None), forward(run.model, parts.test, precision=None)
+    )
     assert read.model.preprocessing == model.preprocessing
 
 
@@ -136,7 +138,9 @@ def test_an_interrupted_run_leaves_the_finished_one_alone(model, parts, monkeypa
     before = fingerprint(fit_probe(model, parts, name="kept", precision=None).model)
     monkeypatch.setattr("medvitlib.training.probe._fit", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        fit_probe(build("vit_tiny_test", 2, weights=None, image_size=32, quiet=True), parts, name="kept", precision=None)
+        fit_probe(
+            build("vit_tiny_test", 2, weights=None, image_size=32, quiet=True), parts, name="kept", precision=None
+        )
     assert fingerprint(load_run("kept").model) == before
 
 
@@ -148,7 +152,7 @@ def test_what_cannot_be_done_is_said(model, parts, folders):
     with pytest.raises(MedvitError, match="one folder name"):
         fit_probe(model, parts, name="a/b")
     run = fit_probe(model, parts, name="one", precision=None)
-    with pytest.raises(MedvitError, match="Finished runs in .*one"):
+    with pytest.raises(MedvitError, match=r"Finished runs in .*one"):
         load_run("oen")
     (run.folder / "model.safetensors").write_bytes(b"not a model")
     with pytest.raises(MedvitError, match="cannot be read"):

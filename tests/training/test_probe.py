@@ -1,6 +1,7 @@
 """Runs on rendered images with an instant model: what is promised of features, probe and run folder."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -149,6 +150,10 @@ def test_what_cannot_be_done_is_said(model, parts, folders):
     broken = type(parts)(train=parts.train, val=one_class, test=parts.test, notes=[])
     with pytest.raises(DataError, match="validation part has no image of"):
         fit_probe(model, broken, name="x")
+    nobody_said = type(parts)(*(replace(p, positive=None) for p in (parts.train, parts.val, parts.test)), notes=[])
+    with pytest.raises(DataError, match=r"Pass positive= one of \['normal', 'pneumonia'\]"):
+        fit_probe(model, nobody_said, name="x")
+    assert not list((folders / "runs").glob("*"))
     with pytest.raises(MedvitError, match="one folder name"):
         fit_probe(model, parts, name="a/b")
     run = fit_probe(model, parts, name="one", precision=None)

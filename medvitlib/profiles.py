@@ -1,7 +1,5 @@
 """What a notebook's profile means for the machine it runs on."""
 
-import torch
-
 from medvitlib.errors import MedvitError
 
 PROFILES = ("quick", "real", "full")
@@ -18,6 +16,8 @@ def start(profile: str, seed: int = 0) -> dict:
     """
     if profile not in PROFILES:
         raise MedvitError(f"profile is one of {', '.join(PROFILES)}; {profile!r} was given.")
+    import torch  # here, for the batch runner reads PROFILES and should start at once
+
     torch.manual_seed(seed)
     if profile != "quick":
         return {"device": None, "precision": "auto"}

@@ -20,8 +20,8 @@ from pathlib import Path
 from medvitlib.errors import MedvitError
 from medvitlib.notebooks import choose_parameters, code_cells, discover, failure, freeze, started
 from medvitlib.paths import project_root, runs_dir
+from medvitlib.profiles import PROFILES
 
-PROFILES = ("quick", "real", "full")
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 GRACE = 15.0  # seconds a stopped notebook has to save what it has
 

@@ -35,14 +35,14 @@ def search_path(variable: str, *places: str) -> list[Path]:
     """Existing folders: those an environment variable lists, then `places` in the project, then Kaggle's inputs."""
     listed = [Path(p).expanduser().absolute() for p in os.environ.get(variable, "").split(os.pathsep) if p]
     folders = [*listed, *(project_root() / place for place in places), KAGGLE_INPUT]
-    return [folder for folder in dict.fromkeys(folders) if folder.exists()]
+    return [folder for folder in dict.fromkeys(folders) if os.path.exists(folder)]  # False where it may not be seen
 
 
 def data_roots(root: str | Path | None = None) -> list[Path]:
     """Folders searched for data sets, in order: the argument, `$MEDVIT_DATA`, `data/`, `/kaggle/input`, the cache."""
     first = [Path(root).expanduser().absolute()] if root is not None else []
     cache = cache_dir() / "data"
-    return [*first, *search_path("MEDVIT_DATA", "data"), *([cache] if cache.is_dir() else [])]
+    return [*first, *search_path("MEDVIT_DATA", "data"), *([cache] if os.path.isdir(cache) else [])]
 
 
 def weight_roots() -> list[Path]:

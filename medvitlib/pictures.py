@@ -8,6 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure, SubFigure
 
 from medvitlib.data import Dataset, Split
+from medvitlib.errors import DataError
 from medvitlib.plotstyle import COLOURS
 
 INK = "#1b3a57"
@@ -64,6 +65,8 @@ def draw_patches(image: np.ndarray, patch_sizes: tuple[int, ...] = (7, 16, 32)) 
 
 def patch_sequence(image: np.ndarray, patch: int, first: int = 12) -> Figure:
     """The patches of the middle row as the sequence the transformer reads, each enlarged."""
+    if not 1 <= patch <= min(image.shape[:2]):
+        raise DataError(f"patch={patch}: expected 1 to {min(image.shape[:2])}, the shorter side of the image.")
     columns = image.shape[1] // patch
     row = (image.shape[0] // patch) // 2
     shown = min(first, columns)
@@ -95,7 +98,6 @@ def plot_counts(parts: Split) -> Figure:
             bars = axis.barh(list(names), counts, left=left, color=COLOURS[label % len(COLOURS)], label=name)
             axis.bar_label(bars, label_type="center", color="white", fontsize=8, fmt=lambda v: f"{v:.0f}" if v else "")
             left += counts
-        axis.invert_yaxis()
         axis.set_title(title, fontsize=10, color=INK)
         axis.spines[["top", "right", "left"]].set_visible(False)
     figure.axes[0].invert_yaxis()
@@ -106,6 +108,8 @@ def plot_counts(parts: Split) -> Figure:
 
 def show_duplicates(dataset: Dataset, table: pd.DataFrame, most: int = 6) -> Figure:
     """The first two files of each cluster that `duplicates` found, one above the other, with their ids."""
+    if not len(table):
+        raise DataError(f"{dataset.name!r} has no duplicates to show.")
     pairs = [rows.id.iloc[:2] for _, rows in table.groupby("cluster")][:most]
     position = {name: i for i, name in enumerate(dataset.ids)}
     figure = Figure(figsize=(2.1 * len(pairs), 4.4), layout="constrained")

@@ -44,13 +44,8 @@ def file_hashes(paths: Sequence[Path]) -> list[str]:
 
     A file whose size and times have not changed since it was last hashed is not read again.
     """
-    folder = os.path.commonpath([path.absolute() for path in paths])
-    index_path = _folder() / f"index-{hashlib.sha256(folder.encode()).hexdigest()[:16]}.json"
-    try:
-        index = json.loads(index_path.read_text())
-    except (OSError, ValueError):
-        index = None
-    index = index if isinstance(index, dict) else {}
+    index_path = _index_path(paths)
+    index = _read_index(index_path)
     stamps = [_stamp(path) for path in paths]
     known = [index.get(str(path)) for path in paths]  # [stamp, hash] each
     hashes = [entry[1] if entry and entry[0] == stamp else "" for entry, stamp in zip(known, stamps, strict=True)]
@@ -77,6 +72,7 @@ def stored_files(paths: Sequence[Path], hashes: Sequence[str], size: tuple[int, 
                 raise DataError(f"{paths[i]} cannot be read any more: {error.strerror}. Open the set again.") from error
             raise Unreadable(f"cannot be read: {error.strerror}") from None
         if hashes[i] and hashlib.sha256(data).hexdigest() != hashes[i]:
+            _index_path(paths).unlink(missing_ok=True)  # or the index was wrong: next time everything is hashed
             raise DataError(f"{paths[i]} changed while the data set was being opened: open it again.")
         return fit(decode(data, paths[i].name), size)
 
@@ -231,7 +227,8 @@ def _open(path: Path, count: int, size: tuple[int, int]) -> Stored | None:
                 return None
             with suppress(OSError):  # a read-only cache is checked each time
                 _write_json(path.with_suffix(".json"), meta | {"mtime_ns": stat.st_mtime_ns})
-        return Stored(path, shape, {int(i): str(reason) for i, reason in meta["reasons"].items()})
+        reasons = {int(i): str(reason) for i, reason in meta["reasons"].items()}
+        return Stored(path, shape, reasons) if all(0 <= i < count for i in reasons) else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):
         return None
 
@@ -255,6 +252,21 @@ def _write_json(path: Path, content: dict) -> None:
     aside = path.with_suffix(f".{os.getpid()}.tmp")
     aside.write_text(json.dumps(content))
     os.replace(aside, path)
+
+
+def _index_path(paths: Sequence[Path]) -> Path:
+    folder = os.path.commonpath([path.absolute() for path in paths])
+    return _folder() / f"index-{hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]}.json"
+
+
+def _read_index(path: Path) -> dict[str, list]:
+    """What `file_hashes` wrote: {file: [stamp, hash]}, without any entry that is not of that form."""
+    try:
+        index = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    rows = index.items() if isinstance(index, dict) else ()
+    return {file: entry for file, entry in rows if isinstance(entry, list) and len(entry) == 2}
 
 
 def _folder() -> Path:

@@ -10,7 +10,7 @@ import numpy as np
 from medvitlib.data import phantoms
 from medvitlib.data.cache import file_hashes, stored_files
 from medvitlib.data.dataset import Dataset, Quarantined
-from medvitlib.data.folder import Listing, Sample, scan
+from medvitlib.data.folder import Listing, Sample, readable, scan
 from medvitlib.data.groups import assign_groups
 from medvitlib.data.loading import Images
 from medvitlib.errors import DataError
@@ -95,9 +95,11 @@ def open_dataset(
     hashes = file_hashes(paths)
     decoded = stored_files(paths, hashes, size)
     reasons = _filed_twice(listing.samples, hashes) | decoded.reasons
-    quarantine = [Quarantined(str(paths[i]), reasons[i]) for i in sorted(reasons)]
+    quarantine = [Quarantined(readable(str(paths[i])), reasons[i]) for i in sorted(reasons)]
     _judge(listing, quarantine, max_bad)
-    quarantine += [Quarantined(str(p), f"not an image: its name ends in {p.suffix}") for p in listing.side_files]
+    quarantine += [
+        Quarantined(readable(str(p)), f"not an image: its name ends in {p.suffix}") for p in listing.side_files
+    ]
     good = np.array([i for i in range(len(paths)) if i not in reasons])
     # last, so that a file that is left out anyway needs no group; what was decoded by then is kept
     listing, groups_known = assign_groups(replace(listing, samples=[listing.samples[i] for i in good]), groups)
@@ -214,7 +216,7 @@ def _judge(listing: Listing, quarantine: list[Quarantined], max_bad: float) -> N
     set_aside = bad + len(listing.side_files)
     if set_aside:
         names = [f"{Path(q.path).name} ({q.reason})" for q in quarantine]
-        names += [f"{path.name} (not an image)" for path in listing.side_files]
+        names += [f"{readable(path.name)} (not an image)" for path in listing.side_files]
         warnings.warn(
             f"{set_aside} of {total + len(listing.side_files)} files in {listing.folder} are left out: "
             f"{'; '.join(names[:3])}{'; ...' if set_aside > 3 else ''}. All are listed in the data set's `quarantine`.",

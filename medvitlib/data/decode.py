@@ -2,6 +2,7 @@
 
 A decoder that guesses is worse than one that refuses: OpenCV returns the upper half of a truncated JPEG over
 a grey lower half without a word. Whatever is not a whole image of the kind its name says raises `Unreadable`.
+One kind of damage stays unseen: a JPEG that has lost its middle and kept its end, of which no decoder at hand tells.
 """
 
 import io
@@ -15,7 +16,7 @@ from PIL import Image, ImageOps
 
 from medvitlib.errors import DataError
 
-DECODER_VERSION = 1
+DECODER_VERSION = 2
 """Part of every cache key: raise it when the pixels that `decode` or `fit` return change."""
 MAX_PIXELS = 2**27
 """Larger than any radiograph; a small file that claims more is a decompression bomb or a whole slide to be tiled."""
@@ -32,6 +33,8 @@ SUFFIXES = {
     ".tiff": "TIFF",
 }
 """File name endings that are read, and the format each one claims."""
+
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # TIFF 6.0
 
 _SIGNATURES = {
     b"\x89PNG\r\n\x1a\n": "PNG",
@@ -78,7 +81,8 @@ def decode(data: bytes, name: str) -> np.ndarray:
     if claimed and claimed != kind:
         raise Unreadable(f"mislabelled: the name says {claimed}, the content is {kind}")
     pillow = _check_whole(data, kind)
-    if kind == "TIFF" and pillow is not None and pillow.mode == "RGBA":
+    tags = pillow.tag_v2 if kind == "TIFF" and pillow is not None else {}
+    if tags and pillow.mode == "RGBA" and max(tags.get(_BITS_PER_SAMPLE, (8,))) == 8:
         return np.asarray(ImageOps.exif_transpose(pillow))[..., :3]  # OpenCV would multiply the colours by alpha
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR)
@@ -86,8 +90,12 @@ def decode(data: bytes, name: str) -> np.ndarray:
         raise Unreadable(f"damaged {kind}: {str(error).strip().splitlines()[0]}") from None
     if image is None:
         raise Unreadable(f"damaged {kind}: its header reads, its pixels do not")
+    if kind == "TIFF" and pillow is None and image.dtype == np.uint8:
+        raise Unreadable("a TIFF of a pixel type that would lose its depth (16-bit with alpha): save it without alpha")
     if image.dtype == np.uint16:
         image = _to_8_bit(image)
+        if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:  # OpenCV turns 8-bit pixels round, but not these
+            image = 255 - image
     if image.dtype != np.uint8:
         raise Unreadable(f"{image.dtype} pixels: save it as 8-bit or 16-bit unsigned, with a window you can state")
     if image.ndim == 2:

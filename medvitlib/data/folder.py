@@ -11,6 +11,7 @@ Files and folders that start with a dot, and __MACOSX, are left out.
 
 import csv
 import os
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -60,8 +61,8 @@ def scan(source: Path) -> Listing:
     Raises:
         DataError: if there is no such path, no image, or no class to tell apart.
     """
-    if not source.exists():
-        raise DataError(f"{source} does not exist.{_neighbours(source)}")
+    if not os.path.exists(source):  # unlike Path.exists, False for what may not be looked at
+        raise DataError(f"{source} does not exist, or may not be read.{_neighbours(source)}")
     if source.is_file():
         if source.suffix.lower() != ".csv":
             raise DataError(
@@ -114,17 +115,21 @@ def _descend(source: Path) -> tuple[Path, list[str]]:
 
 def _classes(folder: Path, parts: dict[Path, str]) -> Listing:
     """Samples of every class folder in each of `parts`."""
-    samples, side_files, loose = [], [], 0
+    samples, side_files, loose, empty = [], [], 0, []
     for part, split in parts.items():
         loose += _loose(part)
         for class_folder in _folders(part):
+            before = len(samples)
             for path in _walk(class_folder):
                 if (suffix := path.suffix.lower()) in SUFFIXES or suffix in OTHER_IMAGES:
-                    ident = path.relative_to(folder).as_posix()
-                    samples.append(Sample(path, ident, class_folder.name, split))
+                    ident = readable(path.relative_to(folder).as_posix())
+                    samples.append(Sample(path, ident, readable(class_folder.name), split))
                 else:
                     side_files.append(path)
+            if len(samples) == before:
+                empty.append(readable(class_folder.relative_to(folder).as_posix()))
     notes = [f"{loose} images lie outside any class folder and were not read."] if loose and samples else []
+    notes += [f"no image in {', '.join(empty)}: not taken for a class."] if empty and samples else []
     return Listing(folder, samples, side_files, notes)
 
 
@@ -133,14 +138,30 @@ def _loose(folder: Path) -> int:
     return sum(path.suffix.lower() in SUFFIXES and not _is_hidden(path.name) for path in folder.iterdir())
 
 
+def readable(name: str) -> str:
+    """A file name as text that can be printed and saved; bytes that are not UTF-8 are written as `\\xe9`."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
 def _is_hidden(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    """Every file below `folder` that is not hidden, in a fixed order."""
-    for parent, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not _is_hidden(name))
+    """Every file below `folder` that is not hidden, in a fixed order; linked folders are followed, each once.
+
+    Raises:
+        DataError: a folder that cannot be listed: its images would be missing without a word.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise DataError(f"{error.filename} cannot be read: {error.strerror}.") from None
+
+    seen = {os.path.realpath(folder)}
+    for parent, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
+        real = {name: os.path.realpath(os.path.join(parent, name)) for name in sorted(folders)}
+        folders[:] = [name for name, place in real.items() if not _is_hidden(name) and place not in seen]
+        seen.update(real.values())
         yield from (Path(parent, name) for name in sorted(files) if not _is_hidden(name))
 
 
@@ -167,7 +188,7 @@ def _check(source: Path, listing: Listing) -> None:
     manifests = sorted(path.name for path in source.glob("*.csv"))
     hint = f" It holds {', '.join(manifests)}: if one lists path and class, open that file." if manifests else ""
     if not classes:
-        loose = _loose(listing.folder)
+        loose = sum(map(_loose, (listing.folder, *_folders(listing.folder))))
         what = f"holds {loose} images but no class folders" if loose else "holds no images"
         raise DataError(f"{source} {what}. Expected {layout}, or a CSV manifest.{hint}")
     if len(classes) == 1:
@@ -203,23 +224,22 @@ def _manifest(path: Path) -> Listing:
     samples = []
     for number, row in enumerate(rows, start=2):
         label, split = row.get("class") or row.get("label", ""), row.get("split", "")
-        if not row["path"] or not label:
-            raise DataError(f"{path}, line {number}: path and class must not be empty.")
+        if not row["path"] or not label or "\0" in row["path"]:
+            raise DataError(f"{path}, line {number}: path and class must be text, and not empty.")
         if split and split.lower() not in SPLITS:
             raise DataError(f"{path}, line {number}: split {split!r}; expected one of {sorted(SPLITS)} or nothing.")
         file = path.parent / row["path"]
         ident = Path(row["path"]).as_posix()
         samples.append(Sample(file, ident, label, SPLITS.get(split.lower(), ""), row.get("group", "")))
-    ids = [sample.id for sample in samples]
-    if len(set(ids)) < len(ids):
-        twice = next(ident for ident in ids if ids.count(ident) > 1)
-        raise DataError(f"{path} lists {twice} more than once: keep one line an image.")
+    files = Counter(os.path.abspath(sample.path) for sample in samples)
+    if twice := [file for file, times in files.items() if times > 1]:
+        raise DataError(f"{path} lists {twice[0]} more than once: keep one line an image.")
     listing = Listing(path.parent, samples)
     _check(path, listing)
     return listing
 
 
 def _neighbours(path: Path) -> str:
-    parent = next((folder for folder in path.parents if folder.is_dir()), None)
-    names = sorted(p.name for p in parent.iterdir() if p.is_dir() and not p.name.startswith(".")) if parent else []
+    parent = next((folder for folder in path.parents if os.access(folder, os.R_OK | os.X_OK)), None)
+    names = sorted(p.name for p in parent.iterdir() if os.path.isdir(p) and p.name[0] != ".") if parent else []
     return f" {parent} holds: {', '.join(names[:12]) or 'no folders'}." if parent else ""

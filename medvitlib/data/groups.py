@@ -11,7 +11,7 @@ from medvitlib.errors import DataError
 PATTERNS = {"kermany": r"(?:^|/)(person\d+|(?:NORMAL2-)?IM-\d+)[_-][^/]*$"}
 """Named patterns, searched in the id; the one bracketed group is the patient's id."""
 SIDE_CARS = ("groups.csv", "manifest.csv")
-"""Files looked for in the set's folder and the two above it, with columns path and group."""
+"""Files looked for, in any case, in the set's folder and the two above it, with columns path and group."""
 
 
 def assign_groups(listing: Listing, groups: str | Path | None) -> tuple[Listing, bool]:
@@ -25,33 +25,47 @@ def assign_groups(listing: Listing, groups: str | Path | None) -> tuple[Listing,
 
     Returns:
         the listing, and whether the group of every image is known. An image without a known group stands for itself.
-        Groups read from file names carry the split folder they were found in, because numbers restart there
-        (Kermany's do): `train/person23` (val counts as train) and `test/person23` are different patients.
+        Groups that a named pattern reads carry the split folder they were found in, because numbers restart there
+        (Kermany's do): `train/person23` (val counts as train) and `test/person23` are different patients. An
+        expression of the user's is taken as it is: to tell such patients apart, let it capture the folder too.
 
     Raises:
-        DataError: for a side-car that lists only some of the images, or a pattern that fits none.
+        DataError: for a side-car that lists only some of the images, a `groups.csv` in the set's own folder that
+            cannot be used, or a pattern that fits none.
     """
     if groups is None:
         return _automatic(listing)
+    if not isinstance(groups, str | Path):
+        raise DataError(f"groups={groups!r}: expected a CSV file, a pattern's name {sorted(PATTERNS)}, or a regex.")
     if Path(groups).suffix.lower() == ".csv":
         return _finish(listing, _from_csv(listing, Path(groups).expanduser(), must_match=True))
     pattern = PATTERNS.get(str(groups), str(groups))
-    return _finish(listing, _from_pattern(listing.samples, pattern, f"groups={str(groups)!r}"))
+    found = _from_pattern(listing.samples, pattern, f"groups={str(groups)!r}")
+    return _finish(listing, _restarting(listing.samples, found) if str(groups) in PATTERNS else found)
 
 
 def _automatic(listing: Listing) -> tuple[Listing, bool]:
     if any(sample.group for sample in listing.samples):
         return _finish(listing, [sample.group for sample in listing.samples])
     for folder in (listing.folder, listing.folder.parent, listing.folder.parent.parent):
-        for name in SIDE_CARS:
-            path = folder / name
-            if path.is_file() and (found := _from_csv(listing, path, must_match=False)) is not None:
+        for path in _side_cars(folder):
+            # A groups.csv beside the images was put there to be used; others may belong to something else.
+            meant = folder == listing.folder and path.name.lower() == SIDE_CARS[0]
+            if (found := _from_csv(listing, path, must_match=meant)) is not None:
                 return _finish(listing, found)
     for name, pattern in PATTERNS.items():
         fitting = sum(re.search(pattern, sample.id) is not None for sample in listing.samples)
         if fitting >= 0.95 * len(listing.samples):
-            return _finish(listing, _from_pattern(listing.samples, pattern, name))
+            return _finish(listing, _restarting(listing.samples, _from_pattern(listing.samples, pattern, name)))
     return _finish(listing, [""] * len(listing.samples))
+
+
+def _side_cars(folder: Path) -> list[Path]:
+    try:
+        present = {path.name.lower(): path for path in folder.iterdir() if path.name.lower() in SIDE_CARS}
+    except OSError:  # a folder above the set's that may not be listed
+        return []
+    return [present[name] for name in SIDE_CARS if name in present]
 
 
 def _from_csv(listing: Listing, path: Path, must_match: bool) -> list[str] | None:
@@ -77,8 +91,9 @@ def _from_csv(listing: Listing, path: Path, must_match: bool) -> list[str] | Non
         return None
     if missing:
         raise DataError(
-            f"{path} has no line for {len(missing)} of {len(files)} images, the first {missing[:3]}: add them (an "
-            f"empty group means unknown), or name other groups. Paths count from {path.parent} or {listing.folder}."
+            f"{path} has no line for {len(missing)} of {len(files)} images, the first {missing[:3]}; its own first is "
+            f"{rows[0]['path'] if rows else 'none'!r}. Add them (an empty group means unknown), or name other groups. "
+            f"Paths count from {path.parent} or {listing.folder}, with / between folders."
         )
     return [listed[file] for file in files]
 
@@ -96,8 +111,12 @@ def _from_pattern(samples: list[Sample], pattern: str, name: str) -> list[str]:
     found = [compiled.search(sample.id) for sample in samples]
     if not any(found):
         raise DataError(f"{name} fits none of the {len(samples)} images; the first is {samples[0].id!r}.")
+    return [(match[1] or "") if match else "" for match in found]  # a bracket may fit nothing: that is not known
+
+
+def _restarting(samples: list[Sample], groups: list[str]) -> list[str]:
     space = {"train": "train/", "val": "train/", "test": "test/", "": ""}
-    return [space[s.split] + match[1] if match else "" for s, match in zip(samples, found, strict=True)]
+    return [space[sample.split] + group if group else "" for sample, group in zip(samples, groups, strict=True)]
 
 
 def _finish(listing: Listing, groups: list[str]) -> tuple[Listing, bool]:

@@ -35,8 +35,11 @@ class CxrOptions:
     difficulty: float = 0.3
 
     def __post_init__(self):
-        if self.n_patients < 2 or not 0 <= self.difficulty <= 1 or self.seed < 0:
-            raise DataError(f"{self}: expected n_patients >= 2, seed >= 0 and difficulty between 0 and 1.")
+        whole = all(isinstance(number, int) for number in (self.n_patients, self.seed))
+        if not whole or self.n_patients < 2 or not 0 <= self.difficulty <= 1 or self.seed < 0:
+            raise DataError(
+                f"{self}: expected whole numbers n_patients >= 2 and seed >= 0, and difficulty between 0 and 1."
+            )
 
 
 def options() -> str:

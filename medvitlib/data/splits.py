@@ -57,8 +57,16 @@ def split(ds: Dataset, *, val: float = 0.2, test: float = 0.2, seed: int = 0) ->
     Raises:
         DataError: for shares that leave nothing over, or a class with too few groups to go round.
     """
-    if not (val > 0 and test > 0 and val + test < 1):
+    if not len(ds):
+        raise DataError(f"{ds.name!r} has no images to split.")
+    in_test, in_val = ds.splits == "test", ds.splits == "val"
+    official = in_test.any()
+    if not (0 < val < 1 and (official or (test > 0 and val + test < 1))):
         raise DataError(f"val={val}, test={test}: expected shares above 0 that together stay below 1.")
+    if (in_test | in_val).all():
+        raise DataError(
+            f"{ds.name!r} has no training images: {in_val.sum()} lie in val and {in_test.sum()} in test, 0 elsewhere."
+        )
     notes = list(ds.notes)
     if not ds.groups_known:
         notes.append("patients are not known for all images: images of one patient may stand on both sides.")
@@ -66,7 +74,6 @@ def split(ds: Dataset, *, val: float = 0.2, test: float = 0.2, seed: int = 0) ->
     if joined := len(np.unique(ds.groups)) - len(np.unique(units)):
         notes.append(f"identical files are filed under different groups: {joined} more joined to keep them together.")
 
-    in_test, in_val = ds.splits == "test", ds.splits == "val"
     if in_val.any() and (small := _smallest_class(ds, in_val)) < MIN_VAL:
         counts = ", ".join(f"{n} {name}" for n, name in zip(_counts(ds, in_val), ds.classes, strict=True))
         notes.append(
@@ -75,11 +82,13 @@ def split(ds: Dataset, *, val: float = 0.2, test: float = 0.2, seed: int = 0) ->
         )
         in_val = np.zeros(len(ds), bool)
     origin = np.where(in_test, "test", np.where(in_val, "val", "train"))
-    official = in_test.any()
     pool = ~in_test & ~in_val
     if official:
         notes.append(f"the official test part is used ({in_test.sum()} images).")
+        if lacking := [name for name, n in zip(ds.classes, _counts(ds, in_test), strict=True) if not n]:
+            notes.append(f"the official test part has no image of {', '.join(lacking)}: it cannot say how they fare.")
     else:
+        pool &= ~np.isin(units, units[in_val])  # whoever is in both official parts stays out of ours
         in_test = _cut(ds, units, pool, test * len(ds) / pool.sum(), seed, "test")
     if in_val.any():
         notes.append(f"the official validation part is used ({in_val.sum()} images).")

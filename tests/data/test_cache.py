@@ -111,6 +111,12 @@ def test_a_damaged_index_only_costs_time(folder, own_cache):
         for text in ("{]", "[1]", '{"a": 1}'):
             index.write_text(text)
             assert len(open_dataset(folder, image_size=16)) == 40
+    for index in (own_cache / "images").glob("index-*.json"):
+        entries = json.loads(index.read_text())
+        index.write_text(json.dumps({file: [stamp, "0" * 64] for file, (stamp, _) in entries.items()}))
+    with pytest.raises(DataError, match="open it again"):
+        open_dataset(folder, image_size=16)
+    assert len(open_dataset(folder, image_size=16)) == 40  # and again it can be
 
 
 def test_nothing_half_built_stays(folder, own_cache, monkeypatch):

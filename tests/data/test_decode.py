@@ -1,4 +1,5 @@
 import io
+import struct
 
 import cv2
 import numpy as np
@@ -160,3 +161,38 @@ def test_is_grey_looks_at_every_pixel():
     assert is_grey(image) and is_grey(image[..., :1])
     image[39, 55, 2] ^= 1
     assert not is_grey(image)
+
+
+def tiff16(pixels, photometric, alpha=False) -> bytes:
+    """An uncompressed 16-bit TIFF, written out by hand: Pillow and OpenCV write no such kinds."""
+    height, width = pixels.shape[:2]
+    samples = 1 if pixels.ndim == 2 else pixels.shape[2]
+    bits, data = struct.pack(f"<{samples}H", *[16] * samples), pixels.astype("<u2").tobytes()
+    entries = {256: width, 257: height, 258: None, 259: 1, 262: photometric, 273: None, 277: samples, 278: height}
+    entries |= {279: len(data)} | ({338: 2} if alpha else {})
+    end = 8 + 2 + 12 * len(entries) + 4
+    table = b""
+    for tag, value in sorted(entries.items()):
+        if tag == 258:
+            table += struct.pack("<HHI", tag, 3, samples)
+            table += bits.ljust(4, b"\0") if samples <= 2 else struct.pack("<I", end)
+        else:
+            table += struct.pack("<HHII", tag, 4, 1, end + len(bits) if tag == 273 else value)
+    return struct.pack("<2sHIH", b"II", 42, 8, len(entries)) + table + b"\0" * 4 + bits + data
+
+
+DEEP = np.linspace(0, 4095, 40 * 56).reshape(40, 56).astype(np.uint16)
+
+
+def test_16_bit_tiffs_where_white_is_zero_are_turned_round():
+    black, white = decode(tiff16(DEEP, 1), "a.tif"), decode(tiff16(DEEP, 0), "a.tif")
+    assert black[0, 0] == 0 and black[-1, -1] == 255
+    assert (white == 255 - black).all()
+
+
+def test_16_bit_tiffs_with_alpha_keep_their_depth_or_are_refused():
+    colours = np.dstack([DEEP, DEEP // 2, 4095 - DEEP])
+    faint = np.dstack([colours, np.full_like(DEEP, 7)])
+    assert (decode(tiff16(faint, 2, alpha=True), "a.tif") == decode(tiff16(colours, 2), "a.tif")).all()
+    with pytest.raises(Unreadable, match="lose its depth"):
+        decode(tiff16(faint[..., 2:], 1, alpha=True), "a.tif")

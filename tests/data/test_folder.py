@@ -1,3 +1,5 @@
+import os
+
 import pytest
 
 from medvitlib.data.folder import scan
@@ -66,6 +68,44 @@ def test_other_files_are_listed_and_hidden_ones_counted(tmp_path, write_classes)
     assert any("1 hidden" in note for note in listing.notes)
 
 
+def test_linked_folders_are_followed_once(tmp_path, write_classes):
+    write_classes(tmp_path / "set", {"a": 1, "b": 1})
+    write_classes(tmp_path, {"elsewhere": 3})
+    (tmp_path / "set" / "a" / "more").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "set" / "a" / "again").symlink_to(tmp_path / "set" / "a")  # a loop
+    names = [sample.id for sample in scan(tmp_path / "set").samples]
+    assert names == ["a/img_0.png", "a/more/img_0.png", "a/more/img_1.png", "a/more/img_2.png", "b/img_0.png"]
+
+
+def test_a_folder_that_cannot_be_listed_is_an_error(tmp_path, write_classes, monkeypatch):
+    write_classes(tmp_path, {"a": 1, "b": 1})
+    (tmp_path / "a" / "locked").mkdir()
+    real = os.scandir
+
+    def scandir(path):
+        if str(path).endswith("locked"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(DataError, match="locked cannot be read: Permission denied"):
+        scan(tmp_path)
+
+
+def test_names_that_are_no_text_become_readable(tmp_path, write_image):
+    write_image(tmp_path / "1.png")
+    for name in (b"caf\xe9", b"plain"):
+        os.mkdir(os.path.join(os.fsencode(tmp_path), name))
+        os.link(tmp_path / "1.png", os.path.join(os.fsencode(tmp_path), name, b"\xe9.png"))
+    assert [sample.id for sample in scan(tmp_path).samples] == ["caf\\xe9/\\xe9.png", "plain/\\xe9.png"]
+
+
+def test_an_empty_class_folder_is_mentioned(tmp_path, write_classes):
+    write_classes(tmp_path, {"a": 1, "b": 1})
+    (tmp_path / "c").mkdir()
+    assert "no image in c: not taken for a class." in scan(tmp_path).notes
+
+
 def test_manifest(tmp_path, write_image):
     write_image(tmp_path / "images" / "1.png")
     elsewhere = write_image(tmp_path / "far" / "2.png")
@@ -84,6 +124,8 @@ def test_manifest(tmp_path, write_image):
         ("path,class\na.png,x\nb.png,\n", "line 3"),
         ("path,class,split\na.png,x,holdout\n", "'holdout'"),
         ("path,class\na.png,x\na.png,y\n", "more than once"),
+        ("path,class\na.png,x\nb/../a.png,y\n", "more than once"),
+        ("path,class\na\0.png,x\nb.png,y\n", "must be text"),
         ("path,class\na.png,x\nb.png,x\n", "one class only"),
         ("", "'path' is missing"),
     ],
@@ -108,10 +150,13 @@ def test_what_is_no_data_set_says_what_was_expected(tmp_path, write_image, write
     (tmp_path / "flat" / "labels.csv").write_text("path,class\n")
     with pytest.raises(DataError, match=r"1 images but no class folders.*labels\.csv"):
         scan(tmp_path / "flat")
+    write_image(tmp_path / "parts" / "train" / "1.png")
+    with pytest.raises(DataError, match="1 images but no class folders"):
+        scan(tmp_path / "parts")
     write_classes(tmp_path / "single", {"only": 3})
     with pytest.raises(DataError, match="one class only, 'only'"):
         scan(tmp_path / "single")
-    with pytest.raises(DataError, match=r"does not exist.*empty, flat, single"):
+    with pytest.raises(DataError, match=r"does not exist.*empty, flat, parts, single"):
         scan(tmp_path / "nowhere")
     with pytest.raises(DataError, match="is a file"):
         scan(tmp_path / "flat" / "1.png")

@@ -34,6 +34,21 @@ def test_a_side_car_is_found(tmp_path, folder, place, prefix):
     assert known and found == {f"{c}/img_{k}.png": f"p{k}" for c in "ab" for k in range(2)}
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("groups.csv", "file;patient\na/img_0.png;p\n", "'path' is missing"),
+        ("Groups.CSV", "path,group\nimg_0.png,p\n", r"no line for 4 of 4.*its own first is 'img_0.png'"),
+    ],
+)
+def test_a_groups_csv_beside_the_images_is_never_passed_over(folder, name, text, says):
+    (folder / name).write_text(text)
+    with pytest.raises(DataError, match=says):
+        groups_of(folder)
+    (folder / name).rename(folder.parent / name)  # above the set's folder it may belong to another
+    assert not groups_of(folder)[1]
+
+
 def test_an_empty_group_is_unknown(tmp_path, folder):
     (tmp_path / "g.csv").write_text(
         "path,group\n" + "".join(f"set/{c}/img_{k}.png,{c if k else ''}\n" for c in "ab" for k in (0, 1))
@@ -69,6 +84,26 @@ def test_a_bad_pattern_says_what_was_expected(folder, pattern, says):
 def test_a_regular_expression_is_searched_in_the_id(folder):
     found, known = groups_of(folder, r"^(\w)/")
     assert known and found["a/img_0.png"] == found["a/img_1.png"] == "a"
+
+
+def test_a_bracket_that_fits_nothing_is_unknown(folder):
+    found, known = groups_of(folder, r"img_(1)?")
+    assert not known and found["a/img_1.png"] == found["b/img_1.png"] == "1" and found["a/img_0.png"] == "a/img_0.png"
+
+
+def test_patients_of_a_users_expression_are_the_same_in_every_split_folder(tmp_path, write_image):
+    for part, name in (("train", "p1_a"), ("train", "p2_a"), ("test", "p1_b")):
+        for kind in "xy":
+            write_image(tmp_path / part / kind / f"{name}{kind}.png")
+    found, _ = groups_of(tmp_path, r"(p\d)_")
+    assert found["train/x/p1_ax.png"] == found["test/x/p1_bx.png"] == "p1"
+    apart, _ = groups_of(tmp_path, r"^((?:train|test)/.*p\d)_")
+    assert apart["train/x/p1_ax.png"] != apart["test/x/p1_bx.png"]
+
+
+def test_what_groups_may_be_is_said(folder):
+    with pytest.raises(DataError, match=r"groups=5: expected a CSV file"):
+        groups_of(folder, 5)
 
 
 def test_kermany_names_are_recognised_and_restart_in_test(tmp_path, write_image):

@@ -126,6 +126,26 @@ def test_an_official_split_that_leaks_is_used_and_says_so():
     ]
 
 
+def test_our_test_part_keeps_clear_of_an_official_val_that_leaks():
+    labels = np.arange(300) % 2
+    groups = np.r_[np.arange(200), np.arange(100)]  # every patient of val has an image in train
+    with pytest.warns(UserWarning, match="train and val share 100 groups"):
+        cut = split(made(labels, groups, ["train"] * 200 + ["val"] * 100), test=0.1)
+    assert len(cut.test) and not set(cut.test.groups) & (set(cut.val.groups) | set(cut.train.groups))
+
+
+@pytest.mark.parametrize("splits", [["val"] * 60 + ["test"] * 60, ["test"] * 120])
+def test_a_set_without_training_images_is_refused(splits):
+    with pytest.raises(DataError, match="no training images"):
+        split(made(np.arange(120) % 2, np.arange(120), splits))
+
+
+def test_an_official_test_that_lacks_a_class_is_mentioned():
+    labels = np.r_[np.arange(160) % 2, np.zeros(40, int)]
+    cut = split(made(labels, np.arange(200), ["train"] * 160 + ["test"] * 40), val=0.5, test=0.9)
+    assert any("no image of class 1" in note for note in cut.notes)  # and a share for test means nothing here
+
+
 def test_a_cut_through_a_patient_is_never_returned(monkeypatch):
     from medvitlib.data import splits as module
 

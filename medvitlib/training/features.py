@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from medvitlib.data import Dataset, batches, normalise
+from medvitlib.data.decode import DECODER_VERSION
 from medvitlib.models.zoo import head_of, replace_head
 from medvitlib.paths import cache_dir
 from medvitlib.precision import autocast_dtype
@@ -72,9 +73,9 @@ def extract_features(
 ) -> np.ndarray:
     """What the model's last linear layer sees, for every image; computed once and kept in the cache folder.
 
-    The cache is keyed by the weights, the preprocessing and the precision; inside it each row is keyed by the
-    image's content, so that another split, another seed or a few new images cost only what is new, and a run
-    that was interrupted goes on where it stopped. Arguments as `forward`.
+    The cache is keyed by the weights, the architecture, the preprocessing and the precision; inside it each row is
+    keyed by the image's content, so that another split, another seed or a few new images cost only what is new, and
+    a run that was interrupted goes on where it stopped. Arguments as `forward`.
 
     Returns:
         (N, D) float32.
@@ -83,7 +84,10 @@ def extract_features(
     head = head_of(model)
     replace_head(model, nn.Identity())
     try:
-        settings = f"{fingerprint(model)} {model.preprocessing} {dtype} {device.type} {dataset.channels}"
+        # The pooling is no parameter, so the architecture belongs to the key; how many classes follow does not.
+        architecture = {k: v for k, v in getattr(model, "architecture", {}).items() if k != "num_classes"}
+        pixels = f"{model.preprocessing} {dataset.channels} {DECODER_VERSION}"
+        settings = f"{fingerprint(model)} {architecture} {pixels} {dtype} {device.type}"
         store = cache_dir() / "features" / f"{hashlib.sha256(settings.encode()).hexdigest()[:24]}.npz"
         known = _load(store)
         missing = np.array([i for i, h in enumerate(dataset.hashes) if h not in known], dtype=int)

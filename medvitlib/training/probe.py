@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from medvitlib.data import Split
-from medvitlib.errors import DataError
-from medvitlib.models.zoo import replace_head
+from medvitlib.errors import DataError, MedvitError
+from medvitlib.models.zoo import head_of, replace_head
 from medvitlib.progress import track
 from medvitlib.training.features import extract_features
 from medvitlib.training.run import Run, start_run
@@ -43,8 +43,14 @@ def fit_probe(
         settings: whatever else `config.json` should remember.
 
     Raises:
-        DataError: a class is absent from the training or the validation part.
+        DataError: a class is absent from the training or the validation part, or nobody said which is positive.
+        MedvitError: the model's last layer is not an `nn.Linear`.
     """
+    if not isinstance(head := head_of(model), nn.Linear):
+        raise MedvitError(
+            f"a logistic regression takes the place of a linear last layer; this model ends in {type(head).__name__}. "
+            "Take another one, such as vit_small_patch14_dinov2 or resnet50."
+        )
     classes = parts.train.classes
     for part_name, part in (("training", parts.train), ("validation", parts.val)):
         if absent := [c for i, c in enumerate(classes) if not (part.labels == i).any()]:

@@ -10,7 +10,7 @@
       report.json, predictions.csv, plots/    written by `evaluate`
 
 While it is being made the folder is called `<name>.unfinished`; it takes its name when it is complete, so an
-interrupted run never replaces a finished one.
+interrupted run never replaces a finished one. Only one process at a time makes a run of a name.
 """
 
 import csv
@@ -24,12 +24,16 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from filelock import FileLock, Timeout
 from torch import nn
 
 from medvitlib.data import Dataset, Preprocessing, Split
 from medvitlib.errors import DataError, MedvitError
 from medvitlib.models.zoo import build_from
 from medvitlib.paths import runs_dir
+
+WORKING = (".unfinished", ".old")
+"""Endings of the folders that a run in the making uses; no run may be called so."""
 
 
 @dataclass
@@ -71,14 +75,21 @@ class UnfinishedRun:
         self.target = folder
         self.folder = folder.with_name(folder.name + ".unfinished")
         self.dataset = dataset
+        self.lock = FileLock(folder.with_name(f".{folder.name}.lock"), timeout=0, is_singleton=True)
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            self.lock.acquire()  # a lock of the system's: it ends with the process, however that ends
+        except Timeout:
+            raise MedvitError(
+                f"Another process is training {folder}: wait for it, or give this run another name."
+            ) from None
+        except OSError as error:
+            raise _unwritable(self.folder, error) from error
         shutil.rmtree(self.folder, ignore_errors=True)
         try:
             self.folder.mkdir(parents=True)
         except OSError as error:
-            raise MedvitError(
-                f"Cannot write the run folder {self.folder}: {error.strerror}. Free some space, or set MEDVIT_RUNS to "
-                "a folder that can be written."
-            ) from error
+            raise _unwritable(self.folder, error) from error
 
     def log(self, row: dict) -> None:
         """Append one row to metrics.csv; its columns are those of the first."""
@@ -121,13 +132,24 @@ class UnfinishedRun:
             os.replace(self.target, old)
         os.replace(self.folder, self.target)
         shutil.rmtree(old, ignore_errors=True)
+        self.lock.release(force=True)
         return load_run(self.target)
+
+
+def _unwritable(folder: Path, error: OSError) -> MedvitError:
+    return MedvitError(
+        f"Cannot write the run folder {folder}: {error.strerror}. Free some space, or set MEDVIT_RUNS to a folder that "
+        "can be written."
+    )
 
 
 def start_run(name: str, model: nn.Module, parts: Split, settings: dict) -> UnfinishedRun:
     """Make the folder of a new run and write down everything known before it starts."""
-    if not name or Path(name).name != name:
-        raise MedvitError(f"A run's name is one folder name, without '/'; {name!r} was given.")
+    if not name or Path(name).name != name or name.startswith(".") or name.endswith(WORKING):
+        raise MedvitError(
+            f"A run's name is one folder name, without '/', that neither starts with a dot nor ends in "
+            f"{' or '.join(WORKING)}; {name!r} was given."
+        )
     classes = list(parts.train.classes)
     if len(classes) == 2 and parts.train.positive is None:  # said before the training, not after it
         raise DataError(
@@ -167,16 +189,18 @@ def load_run(folder: str | Path) -> Run:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    folder = Path(folder) if Path(folder).is_dir() else runs_dir() / folder
+    folder = Path(folder) if (Path(folder) / "model.json").is_file() else runs_dir() / folder
     if not (folder / "model.json").is_file():
-        runs = sorted(p.parent.name for p in runs_dir().glob("*/model.json"))
+        runs = sorted(p.parent.name for p in runs_dir().glob("*/model.json") if not p.parent.name.endswith(WORKING))
         raise MedvitError(f"No finished run at {folder}. Finished runs in {runs_dir()}: {', '.join(runs) or 'none'}.")
     try:
         info = json.loads((folder / "model.json").read_text())
         model = build_from(info["architecture"])
         model.load_state_dict(load_file(folder / "model.safetensors"))
         model.preprocessing = Preprocessing(**info["preprocessing"])
-        validation = pd.read_csv(folder / "validation.csv", dtype={"id": str, "group": str, "y_true": str})
+        # a class or a patient may be called NA or None: no word means "missing" here
+        words = {"dtype": {"id": str, "group": str, "y_true": str}, "keep_default_na": False}
+        validation = pd.read_csv(folder / "validation.csv", **words)
     except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
         raise MedvitError(
             f"The run in {folder} cannot be read ({error}). Run the training again, or restore the folder."

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from filelock import FileLock
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
@@ -90,6 +91,50 @@ def test_features_are_computed_once_a_picture(model, parts, monkeypatch):
     assert sum(seen) == len({*parts.train.hashes, *other.train.hashes})
 
 
+def test_features_of_another_pooling_are_other_features(model, parts):
+    """Pooling has no parameters: the same weights pool the same tokens in three ways."""
+    backbone = {name: value for name, value in model.state_dict().items() if not name.startswith("head.")}
+    found = {}
+    for pool in ("token", "mean", "token_mean"):
+        pooled = build("vit_tiny_test", 2, weights=None, image_size=32, pool=pool, quiet=True)
+        pooled.load_state_dict(backbone, strict=False)
+        found[pool] = extract_features(pooled, parts.val)
+    token, mean, both = found.values()
+    assert both.shape[1] == 2 * token.shape[1] and not np.allclose(token, mean)
+    np.testing.assert_allclose(both, np.concatenate([token, mean], axis=1), atol=1e-5)
+
+
+def test_words_for_missing_are_names_like_any_other(model, parts):
+    names = {"classes": ["NA", "None"], "positive": "None"}
+    parts = type(parts)(
+        *(
+            replace(part, **names, groups=np.array(["null", "nan", "NA"])[np.arange(len(part)) % 3])
+            for part in (parts.train, parts.val)
+        ),
+        replace(parts.test, **names),
+        notes=[],
+    )
+    run = fit_probe(model, parts, name="words")
+    assert set(run.validation["group"]) == {"null", "nan", "NA"}
+    assert evaluate(run, parts.test, n_boot=100).classes == ("NA", "None")
+
+
+def test_one_name_is_trained_by_one_process_at_a_time(model, parts, folders):
+    (folders / "runs").mkdir()
+    lock = FileLock(folders / "runs" / ".busy.lock", is_singleton=False)  # as another process would hold it
+    with lock, pytest.raises(MedvitError, match="Another process is training"):
+        fit_probe(model, parts, name="busy")
+    fit_probe(model, parts, name="busy")
+    fit_probe(model, parts, name="busy")  # and again by the same one
+
+
+def test_a_model_without_a_linear_last_layer_is_refused_before_anything_is_computed(parts, folders):
+    model = build("dla34", 2, weights=None, image_size=32, quiet=True)
+    with pytest.raises(MedvitError, match="ends in Conv2d"):
+        fit_probe(model, parts, name="x")
+    assert not (folders / "runs").exists()
+
+
 def test_an_interrupted_extraction_keeps_what_it_had(model, parts, monkeypatch):
     head = head_of(model)
     with pytest.MonkeyPatch.context() as interruption:
@@ -154,8 +199,9 @@ def test_what_cannot_be_done_is_said(model, parts, folders):
     with pytest.raises(DataError, match=r"Pass positive= one of \['normal', 'pneumonia'\]"):
         fit_probe(model, nobody_said, name="x")
     assert not list((folders / "runs").glob("*"))
-    with pytest.raises(MedvitError, match="one folder name"):
-        fit_probe(model, parts, name="a/b")
+    for name in ("a/b", "..", "y.old", "y.unfinished"):
+        with pytest.raises(MedvitError, match="one folder name"):
+            fit_probe(model, parts, name=name)
     run = fit_probe(model, parts, name="one", precision=None)
     with pytest.raises(MedvitError, match=r"Finished runs in .*one"):
         load_run("oen")

@@ -142,7 +142,7 @@ def check_share(value: float, name: str, one_allowed: bool = False) -> None:
 
 def percent(share: float) -> str:
     """0.95 as "95 %"."""
-    return f"{100 * share:.3g} %"
+    return f"{100 * share:.6g} %"
 
 
 def check_classes(classes: Sequence[str]) -> tuple[str, ...]:
@@ -192,7 +192,10 @@ def check_labels(y_true: np.ndarray, names: tuple[str, ...]) -> np.ndarray:
 
 
 def check_numbers(values: np.ndarray, name: str) -> np.ndarray:
-    array = np.asarray(values)
+    try:
+        array = np.asarray(values)
+    except (TypeError, RuntimeError) as error:  # tensors of types that NumPy lacks, or that ask for gradients
+        raise EvaluationError(f"{name} cannot be an array: {error}. From a tensor: .detach().float().cpu().") from None
     if array.dtype.kind not in "fiub":
         raise EvaluationError(f"{name} has type {array.dtype}; expected floating-point numbers.")
     array = array.astype(np.float64)
@@ -209,10 +212,20 @@ def check_groups(groups: np.ndarray | None, n: int) -> np.ndarray:
     ids = np.asarray(groups)
     if ids.shape != (n,):
         raise EvaluationError(f"groups has shape {ids.shape}; expected ({n},): the patient of each image, or None.")
-    missing = [value is None or value == "" or value != value for value in ids.tolist()]  # NaN differs from itself
-    if any(missing):
+    names = group_names(ids)
+    if missing := int((names == "").sum()):
         raise EvaluationError(
-            f"{sum(missing)} of {n} images have no group. Give every image one (its own id, where the patient is "
+            f"{missing} of {n} images have no group. Give every image one (its own id, where the patient is "
             "unknown), or pass groups=None for all."
         )
-    return np.unique(ids.astype(str), return_inverse=True)[1].reshape(-1)
+    return np.unique(names, return_inverse=True)[1].reshape(-1)
+
+
+def group_names(groups: np.ndarray) -> np.ndarray:
+    """(N,) str; "" for None, NaN and NA. Patient 7.0, as pandas reads 7 from a column with gaps, is patient 7."""
+    import pandas as pd
+
+    values = np.asarray(groups)
+    if values.dtype.kind == "f" and (values[np.isfinite(values)] % 1 == 0).all():
+        values = np.array([int(v) if np.isfinite(v) else None for v in values], dtype=object)
+    return np.where(pd.isna(values), "", values.astype(str))

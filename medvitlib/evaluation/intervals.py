@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 
 import numpy as np
-from scipy.special import betaincinv, ndtri
+from scipy.special import betaincinv, ndtri, stdtrit
 
 from medvitlib.errors import EvaluationError
 from medvitlib.evaluation.inputs import check_share
@@ -81,12 +81,13 @@ def clopper_pearson(successes: int, n: int, confidence: float = 0.95) -> tuple[f
     return low, high
 
 
-def effective_size(hits: np.ndarray, groups: np.ndarray) -> tuple[float, str]:
+def effective_size(hits: np.ndarray, groups: np.ndarray, confidence: float = 0.95) -> tuple[float, str]:
     """How many independent images these are worth (Rao and Scott 1992): n / design effect.
 
-    The design effect is the variance of the ratio estimator sum(hits) / sum(images) over patients, divided by
-    p (1 - p) / n, and at least 1. Where all hits agree nothing can be learnt about that variance and the number
-    of patients is taken.
+    The design effect is the variance of the ratio estimator sum(hits) / sum(images), by the jackknife (each patient
+    left out in turn), divided by p (1 - p) / n, and at least 1. That variance is itself an estimate, from few
+    patients a poor one, which the quantile of Student's t in place of the normal one allows for (Korn and Graubard
+    1998). Where all hits agree nothing can be learnt about the variance and the number of patients is taken.
 
     Args:
         hits: (n,) bool.
@@ -105,9 +106,10 @@ def effective_size(hits: np.ndarray, groups: np.ndarray) -> tuple[float, str]:
     if share in (0, 1) or patients == 1:
         return float(patients), "Wilson, n = patients"
     residual = np.bincount(member, hits) - share * images
-    variance = patients / (patients - 1) * (residual**2).sum() / n**2
+    variance = (patients - 1) / patients * ((residual / (n - images)) ** 2).sum()
     design_effect = max(1.0, variance * n / (share * (1 - share)))
-    return n / design_effect, f"Wilson, design effect {design_effect:.2f}"
+    z, t = ndtri((1 + confidence) / 2), stdtrit(patients - 1, (1 + confidence) / 2)
+    return n / design_effect * (z / t) ** 2, f"Wilson, design effect {design_effect:.2f}"
 
 
 def proportion(
@@ -117,7 +119,7 @@ def proportion(
     n_groups = len(np.unique(groups)) if groups_known else None
     if len(hits) == 0:
         return Estimate(np.nan, np.nan, np.nan, "Wilson", 0, n_groups, empty)
-    size, method = effective_size(hits, groups)
+    size, method = effective_size(hits, groups, confidence)
     share = float(hits.mean())
     low, high = wilson(share * size, size, confidence)
     return Estimate(share, low, high, method, len(hits), n_groups)

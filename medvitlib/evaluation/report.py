@@ -7,7 +7,7 @@ import numpy as np
 
 from medvitlib.errors import EvaluationError
 from medvitlib.evaluation.calibration import BOUNDS, apply_temperature, fit_temperature, log_probabilities
-from medvitlib.evaluation.inputs import Checked, Predictions, check, check_share
+from medvitlib.evaluation.inputs import Checked, Predictions, check, check_share, group_names
 from medvitlib.evaluation.result import Report
 from medvitlib.evaluation.scoring import decide, recall_per_class, score
 from medvitlib.evaluation.thresholds import (
@@ -103,7 +103,7 @@ def build_report(
 def _assert_disjoint(test: np.ndarray | None, validation: np.ndarray | None) -> None:
     if test is None or validation is None:
         return
-    shared = sorted(set(np.asarray(test).astype(str)) & set(np.asarray(validation).astype(str)))
+    shared = sorted(set(group_names(test)) & set(group_names(validation)))
     if shared:
         raise EvaluationError(
             f"{len(shared)} patients are in both validation and test (such as {', '.join(shared[:3])}): thresholds "

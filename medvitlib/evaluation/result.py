@@ -172,7 +172,11 @@ class Report:
         } | {f"p_{name}": self.probabilities[:, k] for k, name in enumerate(self.classes)}
         folder = Path(folder)
         _write(folder / "predictions.csv", pd.DataFrame(table).to_csv(index=False).encode())
-        for name, figure in self.figures().items():
+        figures = self.figures()
+        for old in (folder / "plots").glob("*.png"):  # of an earlier report that had other operating points
+            if old.stem not in figures:
+                old.unlink()
+        for name, figure in figures.items():
             buffer = io.BytesIO()
             figure.savefig(buffer, format="png")
             _write(folder / "plots" / f"{name}.png", buffer.getvalue())

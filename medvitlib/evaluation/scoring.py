@@ -11,6 +11,7 @@ from medvitlib.evaluation.inputs import Checked, check
 from medvitlib.evaluation.intervals import Estimate, bootstrap, percentiles, proportion
 from medvitlib.evaluation.metrics import bin_members, class_counts, score_metrics, threshold_metrics
 
+ERRORS = {"brier", "nll", "ece"}  # the smaller the better
 NEEDS_TWO = {"auroc", "auprc", "balanced_accuracy", "mcc", "auroc_macro", "auprc_macro", "specificity_macro"}
 
 
@@ -102,9 +103,12 @@ def estimates(
         if name == "ece":
             low, high = _ece_interval(value, low, high, _ece_noise(data, n_boot, seed, confidence))
             method = f"{unit} bootstrap, pivoted"
-        if value == low == high == 1:  # resampling cannot invent the error that was not seen
+        if value == low == high == 1 and name not in ERRORS:  # resampling cannot invent the error that was not seen
             pessimistic = pessimistic or compute(*_with_unseen_errors(data, predicted, confidence))
             low, method, reason = float(pessimistic[name].min()), "Wilson's bound", "no error was seen"
+        elif low == high:
+            low = high = np.nan
+            reason = reason or f"every sample of the {unit}s gives the same value, which says nothing about new ones"
         if np.isnan(value):
             low = high = np.nan
             reason = reason or "0 / 0: no image is, or is called, positive"
@@ -155,7 +159,7 @@ def _ece_interval(value: float, low: float, high: float, noise: float) -> tuple[
     A sum of absolute gaps is biased upwards in the data and once more in each replicate, so the percentile interval
     lies above the truth, always so for a calibrated model; 2 * value - percentile takes the bias off again.
     """
-    return (0.0 if value <= noise else max(0.0, 2 * value - high)), max(value, 2 * value - low)
+    return (0.0 if value <= noise else max(0.0, 2 * value - high)), min(1.0, max(value, 2 * value - low))
 
 
 def _with_unseen_errors(

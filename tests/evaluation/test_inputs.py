@@ -5,7 +5,7 @@ import pytest
 
 from medvitlib.errors import EvaluationError
 from medvitlib.evaluation import choose_threshold_by_min_recall, score
-from medvitlib.evaluation.inputs import check
+from medvitlib.evaluation.inputs import check, percent
 
 TWO = ["NORMAL", "PNEUMONIA"]
 Y = np.array([0, 1, 1, 0])
@@ -102,3 +102,16 @@ def test_many_classes_take_no_threshold():
 def test_both_columns_are_not_a_score():
     with pytest.raises(EvaluationError, match="one column"):
         choose_threshold_by_min_recall(Y, np.stack([1 - P, P], axis=1), 0.9)
+
+
+def test_tensors_of_training_are_answered():
+    torch = pytest.importorskip("torch")
+    p = torch.full((4,), 0.5)
+    for tensor in (p.bfloat16(), p.clone().requires_grad_()):
+        with pytest.raises(EvaluationError, match=r"From a tensor: \.detach"):
+            score(np.arange(4) % 2, tensor, classes=["a", "b"], positive="b")
+
+
+@pytest.mark.parametrize(("share", "text"), [(0.95, "95 %"), (0.9999, "99.99 %"), (0.975, "97.5 %")])
+def test_a_share_is_never_rounded_up_to_certainty(share, text):
+    assert percent(share) == text

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import binomtest
+from scipy.stats import binomtest, norm, t
 
 from medvitlib.errors import EvaluationError
 from medvitlib.evaluation import Estimate, clopper_pearson, wilson
@@ -32,8 +32,21 @@ def test_images_that_repeat_their_patient_are_worth_the_patients():
     per_patient = np.arange(50) % 3 == 0
     hits, groups = np.repeat(per_patient, 4), np.repeat(np.arange(50), 4)
     size, method = effective_size(hits, groups)
-    assert size == pytest.approx(49)  # 50 patients, one degree of freedom for the mean
+    # 50 patients, one degree of freedom for the mean, and Student's quantile in place of the normal one
+    assert size == pytest.approx(49 * (norm.ppf(0.975) / t.ppf(0.975, 49)) ** 2)
     assert method == "Wilson, design effect 4.08"
+
+
+@pytest.mark.parametrize(("patients", "sizes"), [(5, [10]), (10, [1, 2, 8]), (30, [1, 2, 3, 4])])
+def test_proportions_of_few_patients_are_covered(patients, sizes):
+    """400 studies; patients differ (intraclass correlation 0.3), and some have many more images than others."""
+    rng, covered, truth = np.random.default_rng(0), 0, 0.8
+    for _ in range(400):
+        groups = np.repeat(np.arange(patients), rng.choice(sizes, patients))
+        own = rng.beta(truth * 7 / 3, (1 - truth) * 7 / 3, patients)
+        found = proportion(rng.random(len(groups)) < own[groups], groups, True)
+        covered += found.low <= truth <= found.high
+    assert covered / 400 > 0.92
 
 
 def test_independent_images_are_worth_themselves():

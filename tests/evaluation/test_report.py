@@ -117,6 +117,13 @@ def test_a_patient_on_both_sides_is_an_error(validation):
         reported(test, validation)
 
 
+def test_a_patient_is_the_same_whether_a_number_or_what_pandas_makes_of_it(validation):
+    numbers = np.arange(len(validation.y_true))
+    other = Predictions(validation.y_true, validation.probabilities, numbers)
+    with pytest.raises(EvaluationError, match="both validation and test"):
+        reported(Predictions(validation.y_true, validation.probabilities, numbers.astype(float)), other)
+
+
 def test_a_perfect_validation_set_fits_no_temperature():
     y = np.arange(40) % 2
     perfect = Predictions(y, np.stack([0.9 - 0.8 * y, 0.1 + 0.8 * y], axis=1))
@@ -202,6 +209,13 @@ def test_the_folder_holds_what_the_design_says_and_nothing_half_written(report, 
     table = pd.read_csv(tmp_path / "predictions.csv")
     assert list(table) == ["id", "group", "split", "y_true", "p_NORMAL", "p_PNEUMONIA"]
     assert table["y_true"].map(CLASSES.index).tolist() == report.y_true.tolist()
+
+
+def test_plots_of_an_earlier_report_do_not_stay(report, tmp_path):
+    (tmp_path / "plots").mkdir()
+    (tmp_path / "plots" / "confusion_of_before.png").write_bytes(b"old")
+    report.save(tmp_path)
+    assert {path.stem for path in (tmp_path / "plots").iterdir()} == set(report.figures())
 
 
 def test_json_is_strict_even_where_figures_are_undefined(tmp_path):

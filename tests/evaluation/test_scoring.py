@@ -129,3 +129,18 @@ def test_624_images_take_well_under_two_seconds():
     start = time.process_time()
     score(y, p, groups=groups, **TWO)
     assert time.process_time() - start < 2
+
+
+def test_figures_that_resampling_cannot_vary_have_no_interval():
+    y = np.arange(40) % 2
+    found = score(y, np.full(40, 0.9), **TWO)  # everything is called positive
+    for name in ("balanced_accuracy", "mcc"):
+        assert np.isnan(found[name].low) and "gives the same value" in found[name].reason
+    wrong = score(y, 1.0 - y, **TWO)
+    for name in ("auroc", "f1", "brier", "ece"):
+        assert np.isnan(wrong[name].low) and wrong[name].reason != "no error was seen"
+
+
+def test_a_calibration_error_never_exceeds_one():
+    found = score(np.array([1, 1, 1, 0]), np.array([0.05, 0.1, 0.02, 0.97]), **TWO)
+    assert found["ece"].high <= 1

@@ -22,6 +22,10 @@ def library_of(name: str) -> str:
     if name in CONFIGS:
         return "medvitlib"
     if timm.is_model(name):
+        architecture, _, tag = name.partition(".")
+        tags = [full.partition(".")[2] for full in timm.list_pretrained(architecture)]
+        if tag and tag not in tags:
+            raise MedvitError(f"timm has no weights {tag!r} of {architecture}; it has: {', '.join(tags) or 'none'}.")
         return "timm"
     torchvisions = torchvision.models.list_models(module=torchvision.models)
     if name in torchvisions:

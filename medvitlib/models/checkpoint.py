@@ -1,14 +1,15 @@
 """From a file of weights to a model: read it, make it fit, and name everything that does not fit at once."""
 
-import json
 import math
 import pickle
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from medvitlib.errors import WeightsError
-from medvitlib.models.npz import META_KEY, Checkpoint, listing, load_npz
+from medvitlib.models.npz import META_KEY, Checkpoint, listing, load_npz, read_meta
 from medvitlib.models.onnx_weights import fold_layer_scale
 from medvitlib.models.vit import VisionTransformer, resize_position
 
@@ -41,10 +42,10 @@ def _read_safetensors(path: Path) -> Checkpoint:
     try:
         with safe_open(path, framework="pt") as file:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dictionary)
-            meta = json.loads((file.metadata() or {}).get(META_KEY, "{}"))
-    except (SafetensorError, OSError, ValueError) as error:
+            meta, grid = read_meta((file.metadata() or {}).get(META_KEY, "{}"))
+    except (SafetensorError, OSError, ValueError, TypeError) as error:
         raise WeightsError(f"{path} is damaged ({error}). Delete it and fetch it again.") from None
-    return Checkpoint(state, meta.get("heads"), tuple(meta["grid"]) if "grid" in meta else None, meta)
+    return Checkpoint(state, meta.get("heads"), grid, meta)
 
 
 def _read_torch(path: Path) -> dict[str, torch.Tensor]:
@@ -60,9 +61,38 @@ def _read_torch(path: Path) -> dict[str, torch.Tensor]:
     for key in ("state_dict", "model", "model_state_dict"):  # what training scripts wrap it in
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
-    if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
+    if not isinstance(content, dict) or not all(
+        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in content.items()
+    ):
         raise WeightsError(f"{path} holds no state dict (parameter names to tensors).")
     return {name.removeprefix("module."): value for name, value in content.items()}
+
+
+def to_grey(
+    checkpoint: Checkpoint, mean: Sequence[float], std: Sequence[float]
+) -> tuple[Checkpoint, tuple[float], tuple[float]]:
+    """RGB kernels as the one kernel that gives the same for R = G = B, constants of the channels and all.
+
+    With m, s the channels' averages, (x - mean_c) / std_c = (x - m) / s * s / std_c + (m - mean_c) / std_c: the first
+    factor goes into the kernel, the rest into the bias.
+
+    Args:
+        mean, std: what the weights expect of R, G and B.
+
+    Returns:
+        the checkpoint, and m and s, which its input is now to be normalised with. A kernel of another name than ours
+        is left as it is.
+    """
+    m, s = (sum(values) / len(values) for values in (mean, std))
+    kernel, bias = (checkpoint.state.get(f"patch_embed.proj.{part}") for part in ("weight", "bias"))
+    if kernel is not None and bias is not None and kernel.ndim == 4 and kernel.shape[1] == len(std) == 3:
+        kernel, bias, mean, std = (torch.as_tensor(values, dtype=torch.float64) for values in (kernel, bias, mean, std))
+        grey = {
+            "patch_embed.proj.weight": (kernel * (s / std)[:, None, None]).sum(1, keepdim=True).float(),
+            "patch_embed.proj.bias": (bias + (kernel.sum((2, 3)) * ((m - mean) / std)).sum(1)).float(),
+        }
+        checkpoint = replace(checkpoint, state={**checkpoint.state, **grey})
+    return checkpoint, (m,), (s,)
 
 
 def load_into_vit(model: VisionTransformer, checkpoint: Checkpoint) -> list[str]:

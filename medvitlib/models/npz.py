@@ -22,6 +22,7 @@ from medvitlib.errors import WeightsError
 
 META_KEY = "medvitlib"  # our own files carry a JSON text under this name; other readers ignore it
 PICKLE = b"\x80"
+MOST_EXPANSION = 50  # weights hardly compress; a small file that claims to hold gigabytes would fill the memory
 PREFIXES = ("", "params/", "opt/target/")
 IGNORED = ("pre_logits/", "head/", META_KEY)  # read separately, or dropped on purpose
 
@@ -120,12 +121,13 @@ def load_npz(path: str | Path) -> Checkpoint:
             and shapes are in the one message.
     """
     arrays = _read(Path(path))
-    meta = json.loads(str(arrays.pop(META_KEY))) if META_KEY in arrays else {}
     try:
+        meta, grid = read_meta(str(arrays.pop(META_KEY, "{}")))
         state, heads = npz_to_state(arrays)
     except WeightsError as error:
         raise WeightsError(f"{path}: {error}") from None
-    grid = tuple(meta["grid"]) if "grid" in meta else None
+    except (ValueError, TypeError) as error:
+        raise WeightsError(f"{path}: what it says of itself in {META_KEY} cannot be read ({error}).") from None
     return Checkpoint(state, heads, grid, meta)
 
 
@@ -241,6 +243,14 @@ def _check(arrays: Mapping[str, np.ndarray], rows: list[Row]) -> dict[str, int]:
     return sizes
 
 
+def read_meta(text: str) -> tuple[dict[str, Any], tuple[int, int] | None]:
+    """What one of our files says of itself, and the patch grid (h, w) in it; ValueError or TypeError if broken."""
+    meta = json.loads(text)
+    if not isinstance(meta, dict):
+        raise ValueError(f"no JSON object, but {text[:20]!r}")
+    return meta, tuple(meta["grid"]) if "grid" in meta else None
+
+
 def listing(title: str, items: Collection[str]) -> str:
     """One line of an error message, empty where there is nothing to list."""
     return f"\n  {title} ({len(items)}): " + "; ".join(sorted(items)) if items else ""
@@ -259,6 +269,9 @@ def _read(path: Path) -> dict[str, np.ndarray]:
         )
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as archive:
+            claimed = sum(entry.file_size for entry in archive.zip.infolist())
+            if claimed > max(MOST_EXPANSION * len(content), 2**28):
+                raise ValueError(f"{len(content) / 1e6:.0f} MB claim to hold {claimed / 1e9:.1f} GB")
             arrays = {name: archive[name] for name in archive.files}
     except Exception as error:  # a damaged archive can raise anything
         reason = "holds pickled Python objects, which are refused" if "allow_pickle" in str(error) else "is damaged"

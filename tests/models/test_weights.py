@@ -19,7 +19,7 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 
-from medvitlib.data.transforms import HALF, IMAGENET, Preprocessing
+from medvitlib.data.transforms import HALF, IMAGENET, Preprocessing, normalise
 from medvitlib.errors import WeightsError
 from medvitlib.models import hub, package_index, weights
 from medvitlib.models.checkpoint import load_into_vit, read_checkpoint
@@ -129,6 +129,34 @@ def test_info_tells_source_licence_hash_and_constants(places):
     assert "\n" not in message and str(places) not in message
     for part in ("google.npz", "argument, from a drawer", "CC0", "mean 0.3", "old"):
         assert part in message
+
+
+def test_a_file_of_the_users_that_is_not_used_is_mentioned(places, monkeypatch):
+    (places / "cache/weights").mkdir(parents=True)
+    save_file(tiny_state(), places / "cache/weights/known.safetensors")
+    save_file(tiny_state(), places / "finetuned.safetensors")
+    source = Source(files=("known.safetensors",))
+    for entry, says in (("finetuned.safetensors", "not used. Pass weights="), ("nowhere", "does not exist")):
+        monkeypatch.setenv("MEDVIT_WEIGHTS", str(places / entry))
+        with pytest.warns(UserWarning, match=says):
+            assert weights.locate("m", source)[0].name == "known.safetensors"
+
+
+@torch.no_grad()
+def test_a_grey_model_sees_what_the_colour_model_sees(places):
+    """With different constants for R, G and B: summing the kernels alone would be wrong."""
+    path = save_npz(
+        tiny_state(), places / "colour.npz", heads=2, meta=dict(zip(("mean", "std"), IMAGENET, strict=True))
+    )
+    grey = torch.randint(0, 256, (4, 1, 32, 32), dtype=torch.uint8)
+    tokens = []
+    for channels in (3, 1):
+        model = VisionTransformer(32, 8, channels, dim=16, depth=2, heads=2).eval()
+        expected = Preprocessing((32, 32), (0.5,) * channels, (0.5,) * channels, channels)
+        checkpoint, info = weights.load_weights("m", path, Source(), expected)
+        load_into_vit(model, checkpoint)
+        tokens.append(model.forward_features(normalise(grey, info.preprocessing)))
+    assert (tokens[0] - tokens[1]).abs().max() < 1e-4 * tokens[0].abs().max()
 
 
 class Bomb:

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -74,6 +75,7 @@ def test_an_unknown_name_is_answered_with_the_nearest():
         ("resnet18", {"pool": "mean"}, "for this library's models"),
         ("shufflenet_v2_x0_5", {"in_channels": 1}, "takes 3 channels"),
         ("vit_b_16", {"image_size": 112}, "published image size only"),
+        ("resnet50.foo", {}, "no weights 'foo' of resnet50; it has: a1_in1k"),
         ("vit_tiny_test", {"in_channels": 4}, r"3 \(RGB\) or 1 \(grey\)"),
     ],
 )
@@ -88,6 +90,7 @@ def test_sizes_channels_and_pools_reach_the_model():
     assert head_of(model).in_features == 32
     assert (model.preprocessing.image_size, model.preprocessing.mean) == ((48, 64), (0.5,))
     assert build("test_vit", 2, weights=None, image_size=96)(torch.zeros(1, 3, 96, 96)).shape == (1, 2)
+    assert build("vit_tiny_test", 2, weights=None, image_size=np.int64(48)).preprocessing.image_size == (48, 48)
     assert build("vit_small_patch14_dinov2", 2, weights=None).preprocessing.image_size == (224, 224)
 
 

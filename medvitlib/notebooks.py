@@ -123,7 +123,7 @@ def choose_parameters(notebooks: list[Path], profile: str, given: list[tuple[str
             if name in found:
                 try:
                     parameters[name] = convert(text, found[name].annotation)
-                except ValueError:
+                except (ValueError, TypeError):
                     kind, default = found[name].annotation, found[name].default
                     raise MedvitError(f"-p {name} {text}: expected {kind}, such as {default}.") from None
     return chosen

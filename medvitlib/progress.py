@@ -9,6 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -30,10 +31,10 @@ def track(
     if total is None and hasattr(items, "__len__"):
         total = len(items) * step
     target = os.environ.get("MEDVIT_PROGRESS")
-    if target is None and not _in_notebook():
+    if not target and not _in_notebook():
         yield from _terminal(items, description, total, unit, step)
         return
-    show = _to_file(Path(target)) if target is not None else _to_notebook()
+    show = _to_file(Path(target)) if target else _to_notebook()
     start = shown = time.monotonic()
     for count, item in enumerate(items, start=1):
         yield item
@@ -67,7 +68,8 @@ def _terminal(items, description, total, unit, step):
 
 def _to_file(path: Path):
     def show(text: str) -> None:
-        path.write_text(text)
+        with suppress(OSError):  # no progress is better than no result
+            path.write_text(text)
 
     return show
 

@@ -206,6 +206,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="notebooks to execute at once (default: 1)")
     parser.add_argument("--freeze", action="store_true", help="execute in place, with defaults, for committing")
     parser.add_argument("--relative-to", type=Path, default=Path(), help=argparse.SUPPRESS)  # the caller's folder
+    parser.add_argument("--check", action="store_true", help=argparse.SUPPRESS)  # the options, before an installation
     options = parser.parse_args(argv)
     if options.jobs < 1:
         parser.error(f"--jobs {options.jobs}: expected 1 or more")
@@ -220,12 +221,15 @@ def main(argv: list[str] | None = None) -> int:
     """
     options = parse(argv)
     for name in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(name, signal.default_int_handler)
+        if signal.getsignal(name) is not signal.SIG_IGN:  # nohup says that hanging up should not end this
+            signal.signal(name, signal.default_int_handler)
     try:
         notebooks = discover(project_root() / "notebooks", options.only)
+        chosen = choose_parameters(notebooks, options.profile, options.parameters)
+        if options.check:
+            return 0
         if options.freeze:
             return freeze_all(notebooks)
-        chosen = choose_parameters(notebooks, options.profile, options.parameters)
         default = runs_dir() / "notebooks" / options.profile
         out = prepare_output((options.relative_to / options.out).absolute() if options.out else default)
     except MedvitError as error:

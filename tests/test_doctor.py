@@ -22,6 +22,7 @@ NMS = "RuntimeError: operator torchvision::nms does not exist"
 HEALTHY = {
     "torch": {"version": "2.10", "devices": ["cpu (2 CPU cores)"], "threads": 2, "precision": {"cpu": "float32"}},
     "torchvision": {"version": "0.25"},
+    "numpy": {"version": "2.0"},
     "timm": {"version": "1.0"},
     "cv2": {"version": "5.0"},
 }
@@ -84,6 +85,19 @@ def test_half_precision_is_explained_by_the_hardware():
     machine = {**HEALTHY["torch"], "precision": {"cpu": "bfloat16", "cuda:0": "float16"}}
     (row,) = (r for r in check_imports({**HEALTHY, "torch": machine}) if r.name == "precision")
     assert row.detail == "cpu: bfloat16, in hardware; cuda:0: float16, since bfloat16 would be emulated"
+
+
+def test_a_broken_numpy_is_a_row_too(tmp_path):
+    (tmp_path / "numpy").mkdir()
+    (tmp_path / "numpy" / "__init__.py").write_text("raise ImportError('numpy.core.multiarray failed to import')")
+    answer = subprocess.run(
+        [sys.executable, "-m", "medvitlib.cli", "doctor"],
+        env={**os.environ, "PYTHONPATH": str(tmp_path), "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert answer.returncode == 1 and "Traceback" not in answer.stdout + answer.stderr
+    assert "FAIL  numpy" in answer.stdout and "--force-reinstall numpy" in answer.stdout
 
 
 def test_data_roots_and_their_sets_are_listed(tmp_path, monkeypatch):

@@ -25,6 +25,12 @@ def test_a_file_receives_the_line_and_is_emptied_at_the_end(tmp_path, monkeypatc
     assert target.read_text() == ""
 
 
+def test_a_file_that_cannot_be_written_costs_no_result(tmp_path, monkeypatch):
+    monkeypatch.setenv("MEDVIT_PROGRESS", str(tmp_path / "nowhere" / "line"))
+    monkeypatch.setattr(progress, "DELAY", 0.0)
+    assert list(track(slow(3), "x")) == [0, 1, 2]
+
+
 def test_what_is_quick_shows_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("MEDVIT_PROGRESS", str(tmp_path / "line"))
     assert list(track([1, 2, 3], "x")) == [1, 2, 3]

@@ -55,7 +55,12 @@ def test_the_first_start_installs_and_the_second_does_not(project):
     assert status == 0 and len(installs(calls)) == 1 and "-r requirements.txt -e ." in installs(calls)[0]
     status, _, calls = run(project)
     assert status == 0 and not installs(calls)
-    assert [call.split()[1] for call in calls] == ["medvitlib.cli", "medvitlib.runner"]
+    assert [call.split()[1] for call in calls] == ["medvitlib.runner", "medvitlib.cli", "medvitlib.runner"]
+
+
+def test_a_wrong_option_installs_nothing(project):
+    status, _, calls = run(project, "--only", "99", FAIL="medvitlib.runner --check --only 99")
+    assert status == 3 and "runner --check" in calls[-1] and not installs(calls)
 
 
 def test_changed_requirements_are_installed(project):
@@ -68,7 +73,7 @@ def test_changed_requirements_are_installed(project):
 
 def test_a_failed_installation_is_taken_up_by_the_next_start(project):
     status, printed, calls = run(project, FAIL="pip install")
-    assert status == 1 and "installation failed" in printed and "medvitlib.runner" not in "".join(calls)
+    assert status == 1 and "installation failed" in printed and "medvitlib.runner" not in calls[-1]
     status, _, calls = run(project)
     assert status == 0 and len(installs(calls)) == 1
 

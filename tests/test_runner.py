@@ -151,6 +151,7 @@ def test_a_frozen_notebook_does_not_change_when_it_is_frozen_again(project):
         ),
         (["-p", "rate", "fast"], ["-p rate fast", "expected float", "0.1"]),
         (["-p", "sizes", "[1, 'a']"], ["expected list[int]"]),
+        (["-p", "sizes", "{[1]: 2}"], ["expected list[int]"]),
         (["-p", "profile", "real"], ["--profile"]),
         (["-p", "epochs", "3", "--only", "01"], ["none of the selected notebooks declares it"]),
         (["--only", "01,17"], ["17", "01_passes, 02_raises"]),
@@ -164,6 +165,11 @@ def test_a_wrong_option_is_refused_before_anything_starts(project, options, expe
     assert status == 2
     assert all(text in printed for text in expected), printed
     assert "started" not in printed
+
+
+def test_the_options_can_be_checked_alone(project):
+    assert run(project, "--check", "--only", "01") == (0, "")
+    assert run(project, "--check", "--only", "17")[0] == 2
 
 
 def test_outputs_go_below_the_callers_folder(project, tmp_path):

@@ -64,13 +64,14 @@ def test_local_files_come_before_the_cache_then_the_hub_then_the_package_index(p
     assert weights.locate("m", source) == (places / "from_index", "package index")
     monkeypatch.setattr(hub, "hub_file", lambda repository: places / repository)
     assert weights.locate("m", source) == (places / "timm/m", "hub, timm/m")
+    (places / "own").mkdir()
     for folder, where in (
         (places / "cache/weights", "cache"),
         (places / "project/notebooks/weights/deep", "local file"),
         (places / "project/weights", "local file"),
         (places / "own", "local file"),
     ):
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         (folder / "m.npz").touch()
         monkeypatch.setenv("MEDVIT_WEIGHTS", str(places / "own"))
         assert weights.locate("m", source) == (folder / "m.npz", where)

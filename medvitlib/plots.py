@@ -282,17 +282,8 @@ def _mark(ax: Axes, thresholds: dict[str, float] | None, cuts: np.ndarray, x: np
     for (name, threshold), marker in zip((thresholds or {}).items(), MARKERS, strict=False):
         at = int((cuts >= threshold).sum()) - 1
         if at >= 0:
-            ax.plot(
-                x[at],
-                y[at],
-                marker,
-                color="black",
-                ms=6.5,
-                label=f"{name}: {threshold:.3g}",
-                ls="",
-                zorder=5,
-                clip_on=False,
-            )
+            style = {"color": "black", "ms": 6.5, "ls": "", "zorder": 5, "clip_on": False}
+            ax.plot(x[at], y[at], marker, label=f"{name}: {threshold:.3g}", **style)
 
 
 def _caption(data: Checked) -> str:

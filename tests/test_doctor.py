@@ -32,12 +32,10 @@ def broken(**errors):
     return {**HEALTHY, **{name: {"error": error} for name, error in errors.items()}}
 
 
-def test_torch_and_torchvision_of_different_builds_are_recognised(tmp_path):
-    """The real import of a torchvision that was built for another torch, from a process of its own."""
-    (tmp_path / "torchvision").mkdir()
-    (tmp_path / "torchvision" / "__init__.py").write_text(
-        "raise RuntimeError('operator torchvision::nms does not exist')"
-    )
+def doctor_with(tmp_path, package, source) -> str:
+    """What `medvit doctor` prints where a package is as broken as `source` makes it; it must say so and exit with 1."""
+    (tmp_path / package).mkdir()
+    (tmp_path / package / "__init__.py").write_text(source)
     answer = subprocess.run(
         [sys.executable, "-m", "medvitlib.cli", "doctor"],
         env={**os.environ, "PYTHONPATH": str(tmp_path), "HF_HUB_OFFLINE": "1"},
@@ -45,9 +43,15 @@ def test_torch_and_torchvision_of_different_builds_are_recognised(tmp_path):
         text=True,
     )
     assert answer.returncode == 1 and "Traceback" not in answer.stdout + answer.stderr
-    assert "torchvision was built for another torch" in answer.stdout
-    assert "pip install --upgrade --force-reinstall torch torchvision" in answer.stdout
-    assert answer.stdout.rstrip().splitlines()[-1].startswith("Broken: ") and "torch" in answer.stdout.splitlines()[-1]
+    return answer.stdout
+
+
+def test_torch_and_torchvision_of_different_builds_are_recognised(tmp_path):
+    """The real import of a torchvision that was built for another torch, from a process of its own."""
+    answer = doctor_with(tmp_path, "torchvision", "raise RuntimeError('operator torchvision::nms does not exist')")
+    assert "torchvision was built for another torch" in answer
+    assert "pip install --upgrade --force-reinstall torch torchvision" in answer
+    assert answer.rstrip().splitlines()[-1].startswith("Broken: ") and "torch" in answer.splitlines()[-1]
 
 
 @pytest.mark.parametrize(
@@ -88,16 +92,8 @@ def test_half_precision_is_explained_by_the_hardware():
 
 
 def test_a_broken_numpy_is_a_row_too(tmp_path):
-    (tmp_path / "numpy").mkdir()
-    (tmp_path / "numpy" / "__init__.py").write_text("raise ImportError('numpy.core.multiarray failed to import')")
-    answer = subprocess.run(
-        [sys.executable, "-m", "medvitlib.cli", "doctor"],
-        env={**os.environ, "PYTHONPATH": str(tmp_path), "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert answer.returncode == 1 and "Traceback" not in answer.stdout + answer.stderr
-    assert "FAIL  numpy" in answer.stdout and "--force-reinstall numpy" in answer.stdout
+    answer = doctor_with(tmp_path, "numpy", "raise ImportError('numpy.core.multiarray failed to import')")
+    assert "FAIL  numpy" in answer and "--force-reinstall numpy" in answer
 
 
 def test_data_roots_and_their_sets_are_listed(tmp_path, monkeypatch):

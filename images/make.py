@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from medvitlib import pictures, plots
 from medvitlib.data import open_dataset
 from medvitlib.evaluation import Report
+from medvitlib.evaluation.inputs import percent
 from medvitlib.training.run import load_run
 
 
@@ -20,7 +21,7 @@ def front_page(report: Report) -> Figure:
     above, below = figure.subfigures(2, 1, height_ratios=(1, 1.4))
     pictures.show_samples(open_dataset("phantom/cxr"), per_class=7, masks=True, on=above)
     given = {"classes": report.classes, "positive": report.positive, "groups": report.groups}
-    names = {"0.5": "default", "recall": f"{report.settings['target_recall']:.0%} recall"}
+    names = {"0.5": "default", "recall": f"{percent(report.settings['target_recall'])} recall"}
     marks = {"thresholds": {names.get(name, name): value for name, value in report.thresholds.items()}}
     arrays = (report.y_true, report.probabilities)
     left, right = below.subfigures(1, 2)

@@ -27,6 +27,7 @@ def fit_probe(
     *,
     name: str,
     strengths: tuple[float, ...] = STRENGTHS,
+    compared: int = 1,
     batch_size: int = 32,
     device: str | torch.device | None = None,
     precision: torch.dtype | str | None = "auto",
@@ -40,12 +41,16 @@ def fit_probe(
         model: a backbone from `build`; its parameters stay as they are, its last layer is replaced.
         name: of the run folder, under `runs_dir()`; an earlier run of this name is replaced once this one is complete.
         strengths: values of C to compare; as many are counted in the certificate's correction for choosing.
+        compared: how many models or image sizes, this one included, were tried on this same validation part before
+            this one was kept; the correction counts `strengths` for each of them.
         settings: whatever else `config.json` should remember.
 
     Raises:
         DataError: a class is absent from the training or the validation part, or nobody said which is positive.
-        MedvitError: the model's last layer is not an `nn.Linear`.
+        MedvitError: the model's last layer is not an `nn.Linear`; `compared` is less than 1.
     """
+    if compared < 1:
+        raise MedvitError(f"compared={compared}: expected 1 or more, the model that is being fitted included.")
     if not isinstance(head := head_of(model), nn.Linear):
         raise MedvitError(
             f"a logistic regression takes the place of a linear last layer; this model ends in {type(head).__name__}. "
@@ -57,7 +62,9 @@ def fit_probe(
             raise DataError(
                 f"The {part_name} part has no image of {absent}; every class is needed: use a larger share."
             )
-    run = start_run(name, model, parts, {"method": "probe", "strengths": list(strengths), **(settings or {})})
+    run = start_run(
+        name, model, parts, {"method": "probe", "strengths": list(strengths), "compared": compared, **(settings or {})}
+    )
 
     hardware = {"batch_size": batch_size, "device": device, "precision": precision}
     x_train, x_val = (extract_features(model, part, **hardware) for part in (parts.train, parts.val))
@@ -78,7 +85,7 @@ def fit_probe(
     head = nn.Linear(weight.shape[1], weight.shape[0])
     head.load_state_dict({"weight": torch.from_numpy(weight), "bias": torch.from_numpy(bias)})
     replace_head(model, head)
-    return run.finish(model, parts.val, logits, candidates=len(strengths), chosen={"C": strength})
+    return run.finish(model, parts.val, logits, candidates=compared * len(strengths), chosen={"C": strength})
 
 
 def _nll(logits: np.ndarray, labels: np.ndarray) -> float:

@@ -104,6 +104,13 @@ def test_features_of_another_pooling_are_other_features(model, parts):
     np.testing.assert_allclose(both, np.concatenate([token, mean], axis=1), atol=1e-5)
 
 
+def test_what_else_was_compared_is_counted(model, parts):
+    run = fit_probe(model, parts, name="three", strengths=(0.1, 1.0), compared=3)
+    assert run.candidates == 6 and json.loads((run.folder / "config.json").read_text())["compared"] == 3
+    with pytest.raises(MedvitError, match="compared=0: expected 1 or more"):
+        fit_probe(model, parts, name="three", compared=0)
+
+
 def test_words_for_missing_are_names_like_any_other(model, parts):
     names = {"classes": ["NA", "None"], "positive": "None"}
     parts = type(parts)(

@@ -266,7 +266,7 @@ def _read_index(path: Path) -> dict[str, list]:
     except (OSError, ValueError):
         return {}
     rows = index.items() if isinstance(index, dict) else ()
-    return {file: entry for file, entry in rows if isinstance(entry, list) and len(entry) == 2}
+    return {file: e for file, e in rows if isinstance(e, list) and len(e) == 2 and isinstance(e[1], str)}
 
 
 def _folder() -> Path:

@@ -23,8 +23,7 @@ def library_of(name: str) -> str:
         return "medvitlib"
     if timm.is_model(name):
         architecture, _, tag = name.partition(".")
-        tags = [full.partition(".")[2] for full in timm.list_pretrained(architecture)]
-        if tag and tag not in tags:
+        if tag and tag not in (tags := [full.partition(".")[2] for full in timm.list_pretrained(architecture)]):
             raise MedvitError(f"timm has no weights {tag!r} of {architecture}; it has: {', '.join(tags) or 'none'}.")
         return "timm"
     torchvisions = torchvision.models.list_models(module=torchvision.models)
@@ -162,9 +161,8 @@ def _no_pool(architecture: dict[str, Any]) -> None:
 
 
 def of_channels(preprocessing: Preprocessing, channels: int) -> Preprocessing:
+    """The same for RGB, the averages of the constants for grey."""
     if channels == preprocessing.channels:
         return preprocessing
-    if channels != 1:
-        raise MedvitError(f"in_channels is 3 (RGB) or 1 (grey); {channels} was given.")
     mean, std = (sum(values) / len(values) for values in (preprocessing.mean, preprocessing.std))
     return replace(preprocessing, mean=(mean,), std=(std,), channels=1)

@@ -54,14 +54,15 @@ class WeightsInfo:
 
 
 def load_weights(
-    name: str, weights: str | Path, source: Source, preprocessing: "Preprocessing"
+    name: str, weights: str | Path, source: Source, preprocessing: "Preprocessing", channels: int = 3
 ) -> "tuple[Checkpoint, WeightsInfo]":
     """Find and read weights.
 
     Args:
         name: of the model, for messages.
         weights: "auto" for the order above, or a file's path or (in one of the weights folders) name.
-        preprocessing: the model's image size and channels, with the constants to assume where the file tells none.
+        preprocessing: the model's image size, with the RGB constants to assume where the file tells none.
+        channels: of the model; for 1 (grey) the checkpoint is changed to match (`to_grey`).
 
     Raises:
         WeightsError: nothing found, with every place looked in and what to do; or the file cannot be used.
@@ -79,14 +80,14 @@ def load_weights(
     # Google's files expect (x - 0.5) / 0.5 and do not say so; ours say what they expect
     assumed = HALF if path.suffix == ".npz" else (preprocessing.mean, preprocessing.std)
     mean, std = meta.get("mean", assumed[0]), meta.get("std", assumed[1])
-    if preprocessing.channels == 1:
+    if channels == 1:
         checkpoint, mean, std = to_grey(checkpoint, mean, std)
     info = WeightsInfo(
         source=", from ".join(filter(None, (where, meta.get("source")))),
         path_or_url=str(path),
         licence=meta.get("licence") or (source.licence if published else "unknown"),
         sha256=_sha256(path),
-        preprocessing=replace(preprocessing, mean=tuple(mean), std=tuple(std)),
+        preprocessing=replace(preprocessing, mean=tuple(mean), std=tuple(std), channels=channels),
         note=meta.get("note", ""),
     )
     return checkpoint, info

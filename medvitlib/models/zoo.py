@@ -46,6 +46,8 @@ def build(
     source, preprocessing = published(name)
     if image_size is None:
         image_size = preprocessing.image_size
+    if in_channels not in (1, 3):
+        raise MedvitError(f"in_channels is 3 (RGB) or 1 (grey); {in_channels} was given.")
     size = [int(side) for side in (image_size if isinstance(image_size, Sequence) else (image_size, image_size))]
     architecture = {
         "library": library,
@@ -57,8 +59,7 @@ def build(
     }
     if weights is None:
         return build_from(architecture, seed=seed)
-    preprocessing = replace(of_channels(preprocessing, in_channels), image_size=size)
-    checkpoint, info = load_weights(name, weights, source, preprocessing)
+    checkpoint, info = load_weights(name, weights, source, replace(preprocessing, image_size=size), in_channels)
     with _seeded(seed):
         model, notes = BUILDERS[library](architecture, checkpoint)
     info = replace(info, note="; ".join(filter(None, (info.note, *notes))))

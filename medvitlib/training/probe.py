@@ -62,30 +62,28 @@ def fit_probe(
             raise DataError(
                 f"The {part_name} part has no image of {absent}; every class is needed: use a larger share."
             )
-    run = start_run(
-        name, model, parts, {"method": "probe", "strengths": list(strengths), "compared": compared, **(settings or {})}
-    )
+    settings = {"method": "probe", "strengths": list(strengths), "compared": compared, **(settings or {})}
+    with start_run(name, model, parts, settings) as run:
+        hardware = {"batch_size": batch_size, "device": device, "precision": precision}
+        x_train, x_val = (extract_features(model, part, **hardware) for part in (parts.train, parts.val))
+        mean, std = x_train.mean(0), x_train.std(0)
+        std[std < 1e-6] = 1.0  # a feature that never varies says nothing; dividing by its spread would say a lot
+        best = None
+        for strength in track(strengths, "Logistic regression", unit="fit"):
+            start = time.perf_counter()
+            weight, bias = _fit((x_train - mean) / std, parts.train.labels, strength, len(classes))
+            weight, bias = weight / std, bias - (weight / std) @ mean  # the scaling, folded in
+            logits = x_val @ weight.T + bias
+            train_nll, val_nll = _nll(x_train @ weight.T + bias, parts.train.labels), _nll(logits, parts.val.labels)
+            run.log({"C": strength, "train_nll": train_nll, "val_nll": val_nll, "seconds": time.perf_counter() - start})
+            if best is None or val_nll < best[0]:
+                best = (val_nll, weight, bias, logits, strength)
 
-    hardware = {"batch_size": batch_size, "device": device, "precision": precision}
-    x_train, x_val = (extract_features(model, part, **hardware) for part in (parts.train, parts.val))
-    mean, std = x_train.mean(0), x_train.std(0)
-    std[std < 1e-6] = 1.0  # a feature that never varies says nothing; dividing by its spread would say a lot
-    best = None
-    for strength in track(strengths, "Logistic regression", unit="fit"):
-        start = time.perf_counter()
-        weight, bias = _fit((x_train - mean) / std, parts.train.labels, strength, len(classes))
-        weight, bias = weight / std, bias - (weight / std) @ mean  # the scaling, folded in
-        logits = x_val @ weight.T + bias
-        train_nll, val_nll = _nll(x_train @ weight.T + bias, parts.train.labels), _nll(logits, parts.val.labels)
-        run.log({"C": strength, "train_nll": train_nll, "val_nll": val_nll, "seconds": time.perf_counter() - start})
-        if best is None or val_nll < best[0]:
-            best = (val_nll, weight, bias, logits, strength)
-
-    _, weight, bias, logits, strength = best
-    head = nn.Linear(weight.shape[1], weight.shape[0])
-    head.load_state_dict({"weight": torch.from_numpy(weight), "bias": torch.from_numpy(bias)})
-    replace_head(model, head)
-    return run.finish(model, parts.val, logits, candidates=compared * len(strengths), chosen={"C": strength})
+        _, weight, bias, logits, strength = best
+        head = nn.Linear(weight.shape[1], weight.shape[0])
+        head.load_state_dict({"weight": torch.from_numpy(weight), "bias": torch.from_numpy(bias)})
+        replace_head(model, head)
+        return run.finish(model, parts.val, logits, candidates=compared * len(strengths), chosen={"C": strength})
 
 
 def _nll(logits: np.ndarray, labels: np.ndarray) -> float:

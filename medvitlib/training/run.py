@@ -18,6 +18,8 @@ import json
 import os
 import platform
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -75,21 +77,8 @@ class UnfinishedRun:
         self.target = folder
         self.folder = folder.with_name(folder.name + ".unfinished")
         self.dataset = dataset
-        self.lock = FileLock(folder.with_name(f".{folder.name}.lock"), timeout=0, is_singleton=True)
-        try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            self.lock.acquire()  # a lock of the system's: it ends with the process, however that ends
-        except Timeout:
-            raise MedvitError(
-                f"Another process is training {folder}: wait for it, or give this run another name."
-            ) from None
-        except OSError as error:
-            raise _unwritable(self.folder, error) from error
         shutil.rmtree(self.folder, ignore_errors=True)
-        try:
-            self.folder.mkdir(parents=True)
-        except OSError as error:
-            raise _unwritable(self.folder, error) from error
+        self.folder.mkdir(parents=True)
 
     def log(self, row: dict) -> None:
         """Append one row to metrics.csv; its columns are those of the first."""
@@ -132,19 +121,12 @@ class UnfinishedRun:
             os.replace(self.target, old)
         os.replace(self.folder, self.target)
         shutil.rmtree(old, ignore_errors=True)
-        self.lock.release(force=True)
         return load_run(self.target)
 
 
-def _unwritable(folder: Path, error: OSError) -> MedvitError:
-    return MedvitError(
-        f"Cannot write the run folder {folder}: {error.strerror}. Free some space, or set MEDVIT_RUNS to a folder that "
-        "can be written."
-    )
-
-
-def start_run(name: str, model: nn.Module, parts: Split, settings: dict) -> UnfinishedRun:
-    """Make the folder of a new run and write down everything known before it starts."""
+@contextmanager
+def start_run(name: str, model: nn.Module, parts: Split, settings: dict) -> Iterator[UnfinishedRun]:
+    """Make the folder of a new run and write down everything known before it starts; inside, no one else makes it."""
     if not name or Path(name).name != name or name.startswith(".") or name.endswith(WORKING):
         raise MedvitError(
             f"A run's name is one folder name, without '/', that neither starts with a dot nor ends in "
@@ -156,7 +138,26 @@ def start_run(name: str, model: nn.Module, parts: Split, settings: dict) -> Unfi
             f"Which class of {parts.train.name!r} is positive was not given: recall and every threshold speak of it. "
             f"Pass positive= one of {classes} to open_dataset (-p positive NAME on the command line)."
         )
-    run = UnfinishedRun(runs_dir() / name, parts.train)
+    folder = runs_dir() / name
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder.with_name(f".{name}.lock")).acquire(timeout=0)
+    except Timeout:
+        raise MedvitError(
+            f"Another process is training {folder}: wait for it, or give this run another name."
+        ) from None
+    except OSError as error:
+        raise MedvitError(
+            f"Cannot write the run folder {folder}: {error.strerror}. Free some space, or set MEDVIT_RUNS to a folder "
+            "that can be written."
+        ) from error
+    with lock:
+        run = UnfinishedRun(folder, parts.train)
+        _write_settings(run, name, model, parts, settings)
+        yield run
+
+
+def _write_settings(run: UnfinishedRun, name: str, model: nn.Module, parts: Split, settings: dict) -> None:
     quarantine = {(q.path, q.reason) for part in (parts.train, parts.val, parts.test) for q in part.quarantine}
     pd.DataFrame(sorted(quarantine), columns=["path", "reason"]).to_csv(run.folder / "quarantine.csv", index=False)
     weights = getattr(model, "weights_info", None)
@@ -177,7 +178,6 @@ def start_run(name: str, model: nn.Module, parts: Split, settings: dict) -> Unfi
             "versions": {"python": platform.python_version(), **{p: _version(p) for p in packages}},
         },
     )
-    return run
 
 
 def load_run(folder: str | Path) -> Run:

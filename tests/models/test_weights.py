@@ -123,8 +123,7 @@ def test_info_tells_source_licence_hash_and_constants(places):
     assert (info.preprocessing.mean, info.preprocessing.std) == HALF  # Google's own files do not say it
     meta = {"mean": [0.1, 0.2, 0.6], "std": [1, 1, 1], "licence": "CC0", "source": "a drawer", "note": "old"}
     save_npz(tiny_state(), path, heads=2, meta=meta)
-    grey = Preprocessing((32, 32), (0.5,), (0.5,), 1)
-    _, info = weights.load_weights("m", path, Source(), grey)
+    _, info = weights.load_weights("m", path, Source(), TINY, channels=1)
     assert info.preprocessing.mean == pytest.approx((0.3,))
     message = info.message()
     assert "\n" not in message and str(places) not in message
@@ -146,15 +145,13 @@ def test_a_file_of_the_users_that_is_not_used_is_mentioned(places, monkeypatch):
 @torch.no_grad()
 def test_a_grey_model_sees_what_the_colour_model_sees(places):
     """With different constants for R, G and B: summing the kernels alone would be wrong."""
-    path = save_npz(
-        tiny_state(), places / "colour.npz", heads=2, meta=dict(zip(("mean", "std"), IMAGENET, strict=True))
-    )
+    path = places / "colour.safetensors"
+    save_file(tiny_state(), path)
     grey = torch.randint(0, 256, (4, 1, 32, 32), dtype=torch.uint8)
     tokens = []
     for channels in (3, 1):
         model = VisionTransformer(32, 8, channels, dim=16, depth=2, heads=2).eval()
-        expected = Preprocessing((32, 32), (0.5,) * channels, (0.5,) * channels, channels)
-        checkpoint, info = weights.load_weights("m", path, Source(), expected)
+        checkpoint, info = weights.load_weights("m", path, Source(), TINY, channels)
         load_into_vit(model, checkpoint)
         tokens.append(model.forward_features(normalise(grey, info.preprocessing)))
     assert (tokens[0] - tokens[1]).abs().max() < 1e-4 * tokens[0].abs().max()

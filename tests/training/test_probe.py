@@ -18,7 +18,7 @@ from medvitlib.models.zoo import build, head_of
 from medvitlib.training import features
 from medvitlib.training.features import extract_features, fingerprint, forward
 from medvitlib.training.probe import fit_probe
-from medvitlib.training.run import load_run
+from medvitlib.training.run import load_run, start_run
 
 RENDERED = {"image_size": 32, "n_patients": 60, "difficulty": 0.0, "seed": 1}
 
@@ -128,11 +128,11 @@ def test_words_for_missing_are_names_like_any_other(model, parts):
 
 def test_one_name_is_trained_by_one_process_at_a_time(model, parts, folders):
     (folders / "runs").mkdir()
-    lock = FileLock(folders / "runs" / ".busy.lock", is_singleton=False)  # as another process would hold it
-    with lock, pytest.raises(MedvitError, match="Another process is training"):
+    with FileLock(folders / "runs" / ".busy.lock"), pytest.raises(MedvitError, match="Another process is training"):
         fit_probe(model, parts, name="busy")
+    with pytest.raises(KeyboardInterrupt), start_run("busy", model, parts, {}):
+        raise KeyboardInterrupt  # an interrupted training holds nothing
     fit_probe(model, parts, name="busy")
-    fit_probe(model, parts, name="busy")  # and again by the same one
 
 
 def test_a_model_without_a_linear_last_layer_is_refused_before_anything_is_computed(parts, folders):

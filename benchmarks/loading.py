@@ -28,10 +28,10 @@ import torchvision
 from torch.utils.data import DataLoader, Subset
 from torchvision import transforms
 
-from medvitlib.data import IMAGENET, CxrOptions, Preprocessing, batches, normalise, open_dataset
+from medvitlib.data import IMAGENET, PhantomOptions, Preprocessing, batches, normalise, open_dataset
 from medvitlib.data.catalog import find
 from medvitlib.data.folder import scan
-from medvitlib.data.phantoms import cxr_image
+from medvitlib.data.phantoms import picture
 from medvitlib.errors import DataError
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -75,7 +75,7 @@ def choose(data: str | None, scratch: Path, images: int) -> tuple[Path, str]:
         if data:
             raise
     for patient in range(min(images, 1000)):
-        image, mask = cxr_image(f"patient{patient:04d}/0", (224, 224), CxrOptions(n_patients=images))
+        image, mask = picture("phantom/cxr", f"patient{patient:04d}/0", (224, 224), PhantomOptions(n_patients=images))
         path = scratch / ("pneumonia" if mask.any() else "normal") / f"{patient:04d}.jpeg"
         path.parent.mkdir(exist_ok=True)
         cv2.imwrite(str(path), cv2.cvtColor(image, cv2.COLOR_GRAY2BGR))

@@ -9,7 +9,7 @@ _HOME = {
     "Dataset": "dataset",
     "Quarantined": "dataset",
     "batches": "loading",
-    "CxrOptions": "phantoms",
+    "PhantomOptions": "phantoms",
     "FAMILIES": "phantoms",
     "Split": "splits",
     "split": "splits",

@@ -65,7 +65,7 @@ def open_dataset(
         groups: which images belong together: a side-car CSV, a pattern's name, or a regular expression
             (`medvitlib.data.groups.assign_groups`); None finds out by itself.
         max_bad: share of unusable images above which an error is raised instead of a warning.
-        family_options: of a rendered family: see `medvitlib.data.phantoms.CxrOptions`.
+        family_options: of a rendered family: see `medvitlib.data.phantoms.PhantomOptions`.
 
     Returns:
         a Dataset. Unusable files are in its `quarantine`, and summed up in one warning.

@@ -8,8 +8,8 @@ from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from medvitlib.data import CxrOptions, open_dataset
-from medvitlib.data.phantoms import cxr_image
+from medvitlib.data import PhantomOptions, open_dataset
+from medvitlib.data.phantoms import picture
 from medvitlib.errors import DataError
 
 SIZE = (64, 64)
@@ -36,7 +36,7 @@ def test_patients_have_one_class_and_one_to_four_images(ds):
 
 def test_an_image_does_not_depend_on_what_was_rendered_before(ds):
     for i in (len(ds) - 1, 3, 200, 3):
-        image, _ = cxr_image(ds.ids[i], SIZE, CxrOptions())
+        image, _ = picture("phantom/cxr", ds.ids[i], SIZE, PhantomOptions())
         assert (image == ds.images[i][..., 0]).all()
     few = open_dataset("phantom/cxr", image_size=64, n_patients=10)
     assert (np.asarray(few.images) == ds.images[: len(few)]).all() and (few.labels == ds.labels[: len(few)]).all()
@@ -58,8 +58,8 @@ def test_evidence_exists_in_the_ill_only(ds, masks):
 @pytest.mark.parametrize("size", [(64, 64), (224, 224), (90, 130)])
 def test_taking_the_evidence_away_changes_nothing_outside_it(ds, size):
     for i in np.flatnonzero(ds.labels)[:12]:
-        image, mask = cxr_image(ds.ids[i], size, CxrOptions())
-        without, none = cxr_image(ds.ids[i], size, CxrOptions(), evidence=False)
+        image, mask = picture("phantom/cxr", ds.ids[i], size, PhantomOptions())
+        without, none = picture("phantom/cxr", ds.ids[i], size, PhantomOptions(), evidence=False)
         assert (image[~mask] == without[~mask]).all() and not none.any()
         assert image[mask].mean() > without[mask].mean() + 5
 
@@ -72,10 +72,10 @@ def test_evidence_lies_beside_the_centre(masks):
 
 def test_difficulty_makes_evidence_fainter_and_smaller():
     def contrast_and_area(difficulty):
-        options, contrast, area = CxrOptions(difficulty=difficulty), [], []
+        options, contrast, area = PhantomOptions(difficulty=difficulty), [], []
         for patient in range(16):
-            image, mask = cxr_image(f"patient{patient:04d}/0", SIZE, options)
-            without, _ = cxr_image(f"patient{patient:04d}/0", SIZE, options, evidence=False)
+            image, mask = picture("phantom/cxr", f"patient{patient:04d}/0", SIZE, options)
+            without, _ = picture("phantom/cxr", f"patient{patient:04d}/0", SIZE, options, evidence=False)
             if mask.any():
                 contrast.append((image.astype(float) - without)[mask].mean())
                 area.append(mask.mean())
@@ -121,7 +121,7 @@ def test_every_option_and_the_size_make_other_images():
 def test_rendering_is_fast_enough_for_a_first_run():
     start = time.process_time()
     for patient in range(40):
-        cxr_image(f"patient{patient:04d}/0", (224, 224), CxrOptions(seed=5))
+        picture("phantom/cxr", f"patient{patient:04d}/0", (224, 224), PhantomOptions(seed=5))
     assert time.process_time() - start < 4  # 10 ms an image; a loose bound, for slow machines
 
 

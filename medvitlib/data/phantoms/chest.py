@@ -1,4 +1,4 @@
-"""The shapes of one patient's chest, for `phantom_cxr` to draw: polygons in unit coordinates (x right, y down).
+"""The shapes of one patient's chest, for `cxr` to draw: polygons in unit coordinates.
 
 `side` is -1 for the left half of the picture (the patient's right) and 1 for the other.
 """
@@ -7,10 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-Polygon = np.ndarray  # (n, 2), unit coordinates
-
-_T = np.linspace(0, 1, 16)
-_BEZIER = np.stack([(1 - _T) ** 2, 2 * _T * (1 - _T), _T**2], axis=1)  # (16, 3)
+from medvitlib.data.phantoms.canvas import Polygon, curve, ellipse, smooth
 
 
 @dataclass(frozen=True)
@@ -97,7 +94,7 @@ def _body(rng: np.random.Generator) -> Polygon:
     neck, shoulder, flank = 0.14 + rng.normal(0, 0.008), 0.11 + rng.normal(0, 0.012), 0.46 + rng.normal(0, 0.012)
     half = [(neck, -0.2), (neck, 0.02), (0.24, shoulder - 0.02), (0.42, shoulder + 0.03), (0.56, shoulder + 0.12)]
     half += [(0.6, 0.3), (flank + 0.03, 0.42), (flank, 0.6), (flank + 0.015, 0.85), (flank + 0.02, 1.3)]
-    half = _smooth(np.array(half))
+    half = smooth(np.array(half))
     return np.concatenate([half * (1, 1) + (0.5, 0), (half * (-1, 1) + (0.5, 0))[::-1]])
 
 
@@ -162,22 +159,3 @@ def _vessels(side: int, rng: np.random.Generator) -> list[Polygon]:
 def _borders(curves: list[Polygon], half: float) -> list[Polygon]:
     """The two borders of a bone drawn along each curve: cortical bone is denser than what it encloses."""
     return [np.add(bone, (0, sign * half)) for bone in curves for sign in (-1, 1)]
-
-
-def curve(start: np.ndarray, bend: np.ndarray, end: np.ndarray) -> Polygon:
-    """A quadratic Bézier curve of 16 points."""
-    return _BEZIER @ (start, bend, end)
-
-
-def ellipse(centre: np.ndarray, rx: float, ry: float) -> Polygon:
-    angle = np.linspace(0, 2 * np.pi, 24, endpoint=False)
-    return np.column_stack([centre[0] + rx * np.cos(angle), centre[1] + ry * np.sin(angle)])
-
-
-def _smooth(points: Polygon) -> Polygon:
-    """Chaikin's corner cutting, twice."""
-    for _ in range(2):
-        a, b = points[:-1], points[1:]
-        corners = np.stack([0.75 * a + 0.25 * b, 0.25 * a + 0.75 * b], axis=1).reshape(-1, 2)
-        points = np.concatenate([points[:1], corners, points[-1:]])
-    return points

@@ -5,15 +5,14 @@ patient; position, exposure, noise and clutter belong to the exposure and never 
 depends on the class is the consolidation: an irregular, blurred opacity inside a lung.
 """
 
-import math
-from dataclasses import dataclass
+from functools import lru_cache
 
-import cv2
 import numpy as np
 
-from medvitlib.data.phantom_anatomy import Anatomy, Polygon, curve, ellipse
+from medvitlib.data.phantoms.canvas import Canvas, Shot, curve, ellipse, pose
+from medvitlib.data.phantoms.chest import Anatomy, draw_anatomy
 
-RENDER_VERSION = 1
+VERSION = 1
 """Part of every cache key: raise it when the pictures change."""
 
 _LETTERS = (
@@ -22,68 +21,24 @@ _LETTERS = (
 )
 
 
-@dataclass(frozen=True)
-class Canvas:
-    """Draws unit-coordinate shapes, after the exposure's own shift, zoom and tilt, onto float32 (H, W)."""
+def draw(shot: Shot, evidence: bool = True) -> tuple[np.ndarray, np.ndarray]:
+    """One exposure of a patient: image uint8 (H, W, 1) and evidence bool (H, W), empty unless ill and shown.
 
-    size: tuple[int, int]
-    affine: np.ndarray  # (2, 3)
-
-    def pixels(self, shapes: list[Polygon]) -> list[np.ndarray]:
-        """Points in pixels, int32 with four fractional bits, as cv2's drawing functions take them."""
-        points = np.concatenate(shapes) @ self.affine[:, :2].T + self.affine[:, 2]
-        scaled = np.rint(points * (self.size[1] * 16, self.size[0] * 16)).astype(np.int32)
-        ends = np.cumsum([len(shape) for shape in shapes])
-        return [scaled[end - len(shape) : end] for shape, end in zip(shapes, ends, strict=True)]
-
-    def blur(self, layer: np.ndarray, sigma: float) -> np.ndarray:
-        """Gaussian blur, sigma as a share of the side, cut off at two sigma: half the time, and nobody sees it."""
-        sigmas = [max(sigma * side, 0.3) for side in self.size[::-1]]
-        return cv2.GaussianBlur(layer, [2 * math.ceil(2 * s) + 1 for s in sigmas], sigmaX=sigmas[0], sigmaY=sigmas[1])
-
-    def fill(self, shapes: list[Polygon], value: float = 1.0) -> np.ndarray:
-        """`value` inside the shapes, 0 outside."""
-        layer = np.zeros(self.size, np.float32)
-        for shape in self.pixels(shapes):
-            cv2.fillPoly(layer, [shape], value, cv2.LINE_8, 4)
-        return layer
-
-    def lines(self, curves: list[Polygon], width: float, value: float = 1.0) -> np.ndarray:
-        """`value` on curves of the given width; where that is less than a pixel they fade instead of growing."""
-        layer, pixels = np.zeros(self.size, np.float32), width * min(self.size)
-        thickness = max(1, round(pixels))
-        value *= min(1.0, pixels / thickness)
-        cv2.polylines(layer, self.pixels(curves), False, value, thickness, cv2.LINE_8, 4)
-        return layer
-
-    def cloud(self, rng: np.random.Generator, grain: int) -> np.ndarray:
-        """Smooth noise of mean 0 and deviation about 1, `grain` cells a side: the same picture at every size."""
-        cells = rng.standard_normal((grain, grain), dtype=np.float32)
-        return cv2.resize(cells, self.size[::-1], interpolation=cv2.INTER_CUBIC)
-
-
-def expose(
-    anatomy: Anatomy, ill: bool, difficulty: float, size: tuple[int, int], seed: tuple[int, ...]
-) -> tuple[np.ndarray, np.ndarray]:
-    """One exposure of a patient.
-
-    Args:
-        ill: show the consolidations. All else is the same for the same seed, to the last grey level.
-        difficulty: 0 (dense opacities) to 1 (barely above the noise).
-        size: (height, width) in pixels.
-        seed: of this exposure.
-
-    Returns:
-        image uint8 (H, W) and evidence bool (H, W), empty unless ill.
+    Without the evidence all else is the same, to the last grey level.
     """
-    rng = np.random.default_rng(seed)
-    canvas = Canvas(size, _pose(rng))
+    rng, anatomy = np.random.default_rng(shot.image), _anatomy(shot.patient, shot.difficulty)
+    canvas = Canvas(shot.size, pose(rng))
     density, aerated = _density(canvas, anatomy, rng)
     density += _clutter(canvas, rng)
-    evidence = np.zeros(size, np.float32)
-    if ill:  # from a generator of its own, so that the exposure's draws are the same for everybody
-        evidence = _consolidation(canvas, anatomy, aerated, difficulty, np.random.default_rng((*seed, 1)))
-    return _film(canvas, density + evidence, rng), evidence > 0
+    extra = np.zeros(shot.size, np.float32)
+    if evidence and shot.label:  # from a generator of its own, so that the exposure's draws are the same for everybody
+        extra = _consolidation(canvas, anatomy, aerated, shot.difficulty, np.random.default_rng((*shot.image, 1)))
+    return _film(canvas, density + extra, rng)[..., None], extra > 0
+
+
+@lru_cache(maxsize=64)
+def _anatomy(patient: tuple[int, ...], difficulty: float) -> Anatomy:
+    return draw_anatomy(np.random.default_rng(patient), difficulty)
 
 
 def _density(canvas: Canvas, a: Anatomy, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -149,13 +104,6 @@ def _film(canvas: Canvas, density: np.ndarray, rng: np.random.Generator) -> np.n
     response = ((1 - np.exp(-1.3 * steps)) / (1 - np.exp(-1.3 * 1.15))) ** gamma  # film saturates towards white
     table = np.rint(255 * response).astype(np.uint8)
     return table[(value * np.float32(4095 / 1.15)).astype(np.uint16)]
-
-
-def _pose(rng: np.random.Generator) -> np.ndarray:
-    angle, zoom = np.deg2rad(rng.normal(0, 2.2)), rng.normal(1.0, 0.035)
-    turn = zoom * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    shift = rng.normal(0, 0.018, 2) + 0.5 - turn @ (0.5, 0.5)
-    return np.column_stack([turn, shift])
 
 
 def _vertebrae(canvas: Canvas, rng: np.random.Generator) -> np.ndarray:

@@ -35,9 +35,7 @@ def copied(image: np.ndarray, mask: np.ndarray, any_way_up: bool, rng: np.random
 
     A picture that is not square is turned by 180 degrees only.
     """
-    down, right = (
-        round(float(share) * side) for share, side in zip(rng.uniform(-0.02, 0.02, 2), mask.shape, strict=True)
-    )
+    down, right = (int(pixels) for pixels in np.rint(rng.uniform(-0.02, 0.02, 2) * mask.shape))
     turns = int(rng.integers(1, 4)) if any_way_up else 0
     turns = turns if mask.shape[0] == mask.shape[1] or turns == 0 else 2
     gain = rng.uniform(0.92, 1.08)

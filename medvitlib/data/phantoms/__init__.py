@@ -104,6 +104,7 @@ def render(name: str, size: tuple[int, int], positive: str | None = None, **chos
     if positive not in (None, *family.classes):
         raise DataError(f"positive={positive!r} is no class of {name}: expected one of {family.classes}.")
     ids = [f"patient{p:04d}/{k}" for p in range(opts.n_patients) for k in range(_images_of(family, opts, p))]
+    splits = [leaky.split_of(opts.seed, *_parse(ident)) if opts.leaky else "" for ident in ids]
     parameters = {"family": name, "renderer": family.version, **asdict(opts)}
     if opts.leaky:
         parameters["leaks"] = leaky.VERSION
@@ -124,9 +125,7 @@ def render(name: str, size: tuple[int, int], positive: str | None = None, **chos
         labels=np.array([_label(family, opts, *_parse(ident)) for ident in ids], dtype=np.int64),
         groups=np.array([ident.split("/")[0] for ident in ids]),
         groups_known=True,
-        splits=np.array(
-            [leaky.split_of(opts.seed, *_parse(ident)) if opts.leaky else "" for ident in ids], dtype="<U5"
-        ),
+        splits=np.array(splits, dtype="<U5"),
         hashes=np.array([hashlib.sha256(f"{ident} {parameters}".encode()).hexdigest() for ident in ids]),
         images=Images(images, np.arange(len(ids))),
         notes=notes,

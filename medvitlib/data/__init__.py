@@ -3,12 +3,18 @@
 import importlib
 
 _HOME = {
+    "Augmented": "augment",
+    "RECIPES": "augment",
+    "augmented": "augment",
+    "recipe": "augment",
+    "recipe_table": "augment",
     "open_dataset": "catalog",
     "find": "catalog",
     "KNOWN": "catalog",
     "Dataset": "dataset",
     "Quarantined": "dataset",
     "batches": "loading",
+    "mix": "mixing",
     "CxrOptions": "phantoms",
     "FAMILIES": "phantoms",
     "Split": "splits",

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure, SubFigure
 
-from medvitlib.data import Dataset, Split, augmented
+from medvitlib.data import Dataset, Split
 from medvitlib.errors import DataError
 from medvitlib.plotstyle import COLOURS
 
@@ -124,6 +124,8 @@ def show_duplicates(dataset: Dataset, table: pd.DataFrame, most: int = 6) -> Fig
 
 def show_recipe(dataset: Dataset, name: str, index: int = 0, draws: int = 6, masks: bool = False) -> Figure:
     """One image as it is, then what an augmentation recipe makes of it; with `masks`, known evidence is outlined."""
+    from medvitlib.data import augmented  # torchvision takes a second to import, and no other picture needs it
+
     one = dataset.subset([index])
     drawn = augmented(one, name)
     figure = Figure(figsize=(1.9 * (draws + 1), 2.1), layout="constrained")

@@ -33,10 +33,10 @@ def mix(
     Raises:
         DataError: if images are not floating, labels are not 0 ... num_classes - 1, or a strength is below 0.
     """
-    if not images.is_floating_point() or labels.shape != images.shape[:1]:
+    if not images.is_floating_point() or labels.shape != images.shape[:1] or labels.dtype != torch.int64:
         raise DataError(
-            f"mix was given {images.dtype} {tuple(images.shape)} with labels {tuple(labels.shape)}: expected floating "
-            "images (B, C, H, W), that is after normalise, with one label each."
+            f"mix was given {images.dtype} {tuple(images.shape)} with labels {labels.dtype} {tuple(labels.shape)}: "
+            "expected floating images (B, C, H, W), that is after normalise, with one int64 label each."
         )
     if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
         raise DataError(f"labels {int(labels.min())} to {int(labels.max())} for num_classes={num_classes}.")

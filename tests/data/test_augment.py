@@ -182,7 +182,6 @@ def test_stain_jitter_is_the_formula_and_moves_no_pixel():
     assert difference.max() <= 1 and (difference > 0).mean() < 0.02 and not torch.equal(out, image)
     mirrored = step.transform(image.flip(-1), params)
     assert torch.equal(mirrored, out.flip(-1)), "a pixel's new colour depends on its old colour alone"
-    assert all(torch.equal(STAINS[k].norm(), torch.ones(())) or abs(STAINS[k].norm() - 1) < 1e-6 for k in range(3))
 
 
 def test_a_turn_brings_in_no_new_brightness():
@@ -243,16 +242,17 @@ def test_the_table_names_every_step_with_the_numbers_that_run():
 
 def test_randaugment_never_turns_bright_to_dark():
     rising = torch.arange(0, 256, 4, dtype=torch.uint8)[None, None].expand(1, 64, 64).contiguous()
-    for out in drawn(recipe("randaugment", 64), rising, 200):
+    for out in drawn(recipe("randaugment", 64), rising, 100):
         assert out[0, 20:44, 36:50].float().mean() > out[0, 20:44, 14:28].float().mean()
 
 
 def test_what_cannot_be_augmented_is_refused(grey):
     with pytest.raises(DataError, match="no recipe 'X-ray'\\. Did you mean 'xray'"):
         augmented(grey, "X-ray")
-    with pytest.raises(DataError, match="no recipe None"):
-        recipe(None)
-    for size in (0, (4,), "224", 2.5):
+    for name in (None, ["light"]):
+        with pytest.raises(DataError, match="no recipe"):
+            recipe(name)
+    for size in (0, (4,), (8, -1), "224", 2.5):
         with pytest.raises(DataError, match="image_size="):
             recipe("light", size)
     for image in (torch.zeros(2, 1, 8, 8, dtype=torch.uint8), torch.zeros(1, 8, 8), torch.zeros(1, 8, 9).byte()):

@@ -127,7 +127,8 @@ def test_nothing_to_mix_gives_the_images_and_plain_labels(b, options):
     ("images", "labels", "options", "says"),
     [
         (torch.zeros(2, 1, 4, 4, dtype=torch.uint8), torch.zeros(2).long(), {}, "after normalise"),
-        (torch.zeros(2, 1, 4, 4), torch.zeros(3).long(), {}, "one label each"),
+        (torch.zeros(2, 1, 4, 4), torch.zeros(3).long(), {}, "one int64 label each"),
+        (torch.zeros(2, 1, 4, 4), torch.zeros(2), {}, "one int64 label each"),
         (torch.zeros(2, 1, 4, 4), torch.tensor([0, 2]), {}, "num_classes=2"),
         (torch.zeros(2, 1, 4, 4), torch.tensor([-1, 0]), {}, "num_classes=2"),
         (torch.zeros(2, 1, 4, 4), torch.zeros(2).long(), {"cutmix": -1}, "cutmix=-1"),

@@ -122,6 +122,25 @@ def show_duplicates(dataset: Dataset, table: pd.DataFrame, most: int = 6) -> Fig
     return figure
 
 
+def show_recipe(dataset: Dataset, name: str, index: int = 0, draws: int = 6, masks: bool = False) -> Figure:
+    """One image as it is, then what an augmentation recipe makes of it; with `masks`, known evidence is outlined."""
+    from medvitlib.data import augmented  # torchvision takes a second to import, and no other picture needs it
+
+    one = dataset.subset([index])
+    drawn = augmented(one, name)
+    figure = Figure(figsize=(1.9 * (draws + 1), 2.1), layout="constrained")
+    for draw, axis in enumerate(figure.subplots(1, draws + 1, squeeze=False)[0]):
+        drawn.set_epoch(draw)
+        shown = drawn if draw else one
+        _clean(axis)
+        _image(axis, shown.images[0])
+        if masks and (mask := shown.mask(0)) is not None and mask.any():
+            axis.contour(mask, levels=[0.5], colors=[OUTLINE], linewidths=1.4)
+        axis.set_title(f"draw {draw}" if draw else "as it is", fontsize=8, color="0.35")
+    figure.axes[0].set_ylabel(name, fontsize=11, color=INK)
+    return figure
+
+
 def plot_position_embedding(
     embedding: np.ndarray, grid: tuple[int, int], resized: np.ndarray, new_grid: tuple[int, int]
 ) -> Figure:

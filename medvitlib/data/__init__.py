@@ -3,6 +3,11 @@
 import importlib
 
 _HOME = {
+    "Augmented": "augment",
+    "RECIPES": "augment",
+    "augmented": "augment",
+    "recipe": "augment",
+    "recipe_table": "augment",
     "open_dataset": "catalog",
     "find": "catalog",
     "KNOWN": "catalog",
@@ -10,6 +15,7 @@ _HOME = {
     "Quarantined": "dataset",
     "batches": "loading",
     "PhantomOptions": "phantoms",
+    "mix": "mixing",
     "FAMILIES": "phantoms",
     "Split": "splits",
     "split": "splits",

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from medvitlib.data import Dataset, batches, normalise
+from medvitlib.data import Augmented, Dataset, batches, normalise
 from medvitlib.data.decode import DECODER_VERSION
+from medvitlib.errors import DataError
 from medvitlib.models.zoo import head_of, replace_head
 from medvitlib.paths import cache_dir
 from medvitlib.precision import autocast_dtype
@@ -79,7 +80,12 @@ def extract_features(
 
     Returns:
         (N, D) float32.
+
+    Raises:
+        DataError: if the data set is augmented: the cache would take its rows for those of the images as they are.
     """
+    if isinstance(dataset, Augmented):
+        raise DataError(f"features of {dataset!r}: they are kept by image, not by draw. Pass the data set as it is.")
     device, dtype = _hardware(device, precision)
     head = head_of(model)
     replace_head(model, nn.Identity())

@@ -11,7 +11,7 @@ from filelock import FileLock
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from medvitlib.data import open_dataset, split
+from medvitlib.data import augmented, open_dataset, split
 from medvitlib.errors import DataError, EvaluationError, MedvitError
 from medvitlib.evaluate import evaluate
 from medvitlib.models.zoo import build, head_of
@@ -89,6 +89,11 @@ def test_features_are_computed_once_a_picture(model, parts, monkeypatch):
     other = split(open_dataset("phantom/cxr", **RENDERED), val=0.25, test=0.25, seed=5)
     extract_features(model, other.train, precision=None)
     assert sum(seen) == len({*parts.train.hashes, *other.train.hashes})
+
+
+def test_features_of_augmented_images_never_enter_the_cache(model, parts):
+    with pytest.raises(DataError, match="by image, not by draw"):
+        extract_features(model, augmented(parts.train, "light"))
 
 
 def test_features_of_another_pooling_are_other_features(model, parts):

@@ -122,7 +122,7 @@ def stored(
         with FileLock(path.with_suffix(".lock")):
             if found := _open(path, count, size):  # another process has built it meanwhile
                 return found
-            with _quiet_decoders():
+            with one_opencv_thread():
                 for c in channels:
                     with suppress(_NotGrey):
                         return _build(path, (count, c, *size), make, what)
@@ -197,7 +197,7 @@ def _grey_or_bad(read: Callable[[int], np.ndarray], i: int) -> bool:
 
 
 @contextmanager
-def _quiet_decoders() -> Iterator[None]:
+def one_opencv_thread() -> Iterator[None]:
     """One OpenCV thread a worker, and no chatter from OpenCV and Pillow (the reasons say more); put back after.
 
     Here, around all workers, and not in `decode`: these settings belong to the process, not to a thread.

@@ -4,14 +4,17 @@ import difflib
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from medvitlib.data import phantoms
+from medvitlib.data import huggingface, medmnist, phantoms
+from medvitlib.data.arrays import Opened, read_npz
 from medvitlib.data.cache import file_hashes, stored_files
 from medvitlib.data.dataset import Dataset, Quarantined
 from medvitlib.data.folder import Listing, Sample, readable, scan
 from medvitlib.data.groups import assign_groups
+from medvitlib.data.labels import check_positive
 from medvitlib.data.loading import Images
 from medvitlib.errors import DataError
 from medvitlib.paths import data_roots
@@ -45,27 +48,30 @@ KNOWN = {
 
 
 def open_dataset(
-    source: str | Path,
+    source: Any,
     *,
     image_size: int | tuple[int, int] = 224,
     root: str | Path | None = None,
     positive: str | None = None,
     groups: str | Path | None = None,
     max_bad: float = 0.05,
-    **family_options,
+    **options,
 ) -> Dataset:
     """Open a data set; the first time its images are decoded and kept (see `medvitlib.data.cache`).
 
     Args:
         source: a folder or CSV manifest (layouts in `medvitlib.data.folder`); the name of a set in a data root, in
-            any case (`"chest_xray"`); or a rendered family (`"phantom/cxr"`).
+            any case (`"chest_xray"`, `"medmnist/pathmnist@64"`); a rendered family (`"phantom/cxr"`); an .npz archive
+            in MedMNIST's layout (`medvitlib.data.arrays`); or a `datasets` object (`medvitlib.data.huggingface`).
         image_size: side, or (height, width), in pixels. Images are stretched to it.
         root: a folder searched for names before `$MEDVIT_DATA`, `data/`, `/kaggle/input` and the cache folder.
-        positive: the positive class of a two-class set; known for `chest_xray` and `phantom/cxr`.
+        positive: the positive class of a two-class set; known for `chest_xray`, `phantom/cxr` and MedMNIST's. Where an
+            image can have several findings, the one to tell from its absence.
         groups: which images belong together: a side-car CSV, a pattern's name, or a regular expression
             (`medvitlib.data.groups.assign_groups`); None finds out by itself.
         max_bad: share of unusable images above which an error is raised instead of a warning.
-        family_options: of a rendered family: see `medvitlib.data.phantoms.CxrOptions`.
+        options: of a rendered family, see `medvitlib.data.phantoms.CxrOptions`; image_column, label_column and
+            group_column of a `datasets` object.
 
     Returns:
         a Dataset. Unusable files are in its `quarantine`, and summed up in one warning.
@@ -77,39 +83,27 @@ def open_dataset(
     if str(source).lower().startswith("phantom/"):
         if groups is not None or root is not None:
             raise DataError(f"{source} is rendered: it takes no groups or root. It takes {phantoms.options()}.")
-        return phantoms.render(str(source).lower(), size, positive=positive, **family_options)
-    if family_options:
-        raise DataError(f"{sorted(family_options)}: options of rendered sets (phantom/...), not of {source}.")
+        return phantoms.render(str(source).lower(), size, positive=positive, **options)
     if not 0 <= max_bad <= 1:
         raise DataError(f"max_bad={max_bad}: expected a share between 0 and 1.")
-    place, name = find(source, root)
-    listing = scan(place)
-    classes = sorted({sample.label for sample in listing.samples})
-    known = KNOWN.get(name)
-    if positive is None and known and known.positive in classes:
-        positive = known.positive
-    if positive is not None and positive not in classes:
-        raise DataError(f"positive={positive!r} is no class of {place}: expected one of {classes}.")
-
-    paths = [sample.path for sample in listing.samples]
-    hashes = file_hashes(paths)
-    decoded = stored_files(paths, hashes, size)
+    opened = _opened(source, size, root, positive, options)
+    listing, hashes, decoded = opened.listing, opened.hashes, opened.decoded
     reasons = _filed_twice(listing.samples, hashes) | decoded.reasons
-    quarantine = [Quarantined(readable(str(paths[i])), reasons[i]) for i in sorted(reasons)]
+    quarantine = [Quarantined(readable(str(listing.samples[i].path)), reasons[i]) for i in sorted(reasons)]
     _judge(listing, quarantine, max_bad)
     quarantine += [
         Quarantined(readable(str(p)), f"not an image: its name ends in {p.suffix}") for p in listing.side_files
     ]
-    good = np.array([i for i in range(len(paths)) if i not in reasons])
+    good = np.array([i for i in range(len(listing.samples)) if i not in reasons])
     # last, so that a file that is left out anyway needs no group; what was decoded by then is kept
     listing, groups_known = assign_groups(replace(listing, samples=[listing.samples[i] for i in good]), groups)
-    samples = listing.samples
+    samples, number = listing.samples, {name: k for k, name in enumerate(opened.classes)}
     return Dataset(
-        name=name,
-        classes=classes,
-        positive=positive,
+        name=opened.name,
+        classes=opened.classes,
+        positive=positive or opened.positive,
         ids=np.array([sample.id for sample in samples]),
-        labels=np.array([classes.index(sample.label) for sample in samples], dtype=np.int64),
+        labels=np.array([number[sample.label] for sample in samples], dtype=np.int64),
         groups=np.array([sample.group for sample in samples]),
         groups_known=groups_known,
         splits=np.array([sample.split for sample in samples]),
@@ -118,6 +112,32 @@ def open_dataset(
         quarantine=quarantine,
         notes=listing.notes,
     )
+
+
+def _opened(source: Any, size: tuple[int, int], root: str | Path | None, positive: str | None, options: dict) -> Opened:
+    """Samples, classes and decoded images, from whatever kind of source it is."""
+    if huggingface.is_datasets(source):
+        if root is not None or (unknown := set(options) - {"image_column", "label_column", "group_column"}):
+            given = "root" if root is not None else sorted(unknown)
+            raise DataError(f"{given}: a datasets object takes image_column, label_column and group_column.")
+        return huggingface.read_datasets(source, size, positive=positive, **options)
+    if options:
+        raise DataError(f"{sorted(options)}: options of rendered sets (phantom/...), not of {source}.")
+    if not isinstance(source, str | Path):
+        raise DataError(f"source is a {type(source).__name__}: expected a path, a name, or a datasets object.")
+    if str(source).lower().endswith(".npz"):
+        path = Path(source).expanduser().absolute()
+        return read_npz(path, size, positive=positive, facts=medmnist.facts_of_file(path))
+    if str(source).lower().startswith(medmnist.PREFIX) and not Path(source).exists():
+        return medmnist.open_medmnist(str(source), size, root, positive)
+    place, name = find(source, root)
+    listing = scan(place)
+    classes, known = sorted({sample.label for sample in listing.samples}), KNOWN.get(name)
+    check_positive(positive, classes, str(place))
+    paths = [sample.path for sample in listing.samples]
+    hashes = file_hashes(paths)
+    usual = known.positive if known and known.positive in classes else None
+    return Opened(name, listing, classes, usual, hashes, stored_files(paths, hashes, size))
 
 
 def find(source: str | Path, root: str | Path | None = None) -> tuple[Path, str]:

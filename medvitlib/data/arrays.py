@@ -50,7 +50,11 @@ class Facts:
 
 @dataclass(frozen=True)
 class Opened:
-    """Samples, their classes and their decoded images: what `open_dataset` makes a Dataset of."""
+    """Samples, their classes and their decoded images: what `open_dataset` makes a Dataset of.
+
+    Args:
+        whole: keep images that are filed under two classes, and say so: a published set's parts stay as they are.
+    """
 
     name: str
     listing: Listing
@@ -58,6 +62,7 @@ class Opened:
     positive: str | None
     hashes: list[str]
     decoded: Stored
+    whole: bool = True
 
 
 def read_npz(

@@ -88,7 +88,14 @@ def open_dataset(
         raise DataError(f"max_bad={max_bad}: expected a share between 0 and 1.")
     opened = _opened(source, size, root, positive, options)
     listing, hashes, decoded = opened.listing, opened.hashes, opened.decoded
-    reasons = _filed_twice(listing.samples, hashes) | decoded.reasons
+    clashes = _filed_twice(listing.samples, hashes)
+    if opened.whole and clashes:
+        i = min(clashes)
+        note = (
+            f"{listing.samples[i].id}, {clashes[i]}: {len(clashes)} such images are kept, so that the parts stay whole."
+        )
+        listing = replace(listing, notes=[*listing.notes, note])
+    reasons = decoded.reasons if opened.whole else clashes | decoded.reasons
     quarantine = [Quarantined(readable(str(listing.samples[i].path)), reasons[i]) for i in sorted(reasons)]
     _judge(listing, quarantine, max_bad)
     quarantine += [
@@ -137,7 +144,7 @@ def _opened(source: Any, size: tuple[int, int], root: str | Path | None, positiv
     paths = [sample.path for sample in listing.samples]
     hashes = file_hashes(paths)
     usual = known.positive if known and known.positive in classes else None
-    return Opened(name, listing, classes, usual, hashes, stored_files(paths, hashes, size))
+    return Opened(name, listing, classes, usual, hashes, stored_files(paths, hashes, size), whole=False)
 
 
 def find(source: str | Path, root: str | Path | None = None) -> tuple[Path, str]:

@@ -64,6 +64,7 @@ def read_datasets(
             raise DataError(
                 f"part {split!r} has another column {differ[0]!r} than the first: give all the same features."
             )
+    coded = _class_label(first.features[label]) is not None  # then -1 is how a missing label is written
     contents = _Contents([part.select_columns(columns) for part in parts.values()], image)
     files, hashes, labels, groups, reasons = [], [], [], [], {}
     for i, row in enumerate(track(contents.rows(), "reading images", total=len(contents))):
@@ -74,7 +75,7 @@ def read_datasets(
         files.append((row[image] or {}).get("path") or "")
         labels.append(row[label])
         groups.append("" if group_column is None or row[group_column] is None else str(row[group_column]))
-        if row[label] in (None, -1, []):
+        if row[label] is None or (row[label] == -1 and coded):
             reasons[i] = "no label"
     name = _name(first)
     array, names = _label_array(labels, first.features[label], reasons, label)
@@ -209,6 +210,8 @@ def _label_array(labels: list[Any], feature: Any, reasons: dict[int, str], colum
         array = np.array(given)  # one label each, or 0 and 1 for every finding
         names = names if array.shape[1] in (1, len(names or ())) else None
     elif names is not None:
+        if outside := {x for row in given for x in row if x not in range(len(names))}:
+            raise DataError(f"column {column!r} holds {sorted(outside, key=str)[:5]}: expected 0 to {len(names) - 1}.")
         array = np.zeros((len(given), len(names)), np.int64)  # the numbers of those that are present
         for row, present in enumerate(given):
             array[row, present] = 1

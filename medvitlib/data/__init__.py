@@ -6,6 +6,7 @@ _HOME = {
     "open_dataset": "catalog",
     "find": "catalog",
     "KNOWN": "catalog",
+    "save_npz": "arrays",
     "Dataset": "dataset",
     "Quarantined": "dataset",
     "batches": "loading",

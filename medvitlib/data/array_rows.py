@@ -55,6 +55,10 @@ def stored_rows(
     return decoded, hashes, md5
 
 
+class _Changed(Exception):
+    pass
+
+
 class _Rows:
     """Rows of all parts by number, read as streams: to be asked for in order, give or take a few threads."""
 
@@ -73,7 +77,7 @@ class _Rows:
                 if self._failure is None:
                     self._advance()
                 if self._failure is not None:  # for every thread, for the stream has ended with it
-                    raise DataError(f"{self.path} {self._failure}. Copy or download it again.")
+                    raise DataError(f"{self.path} {self._failure}.")
             return self._ahead.pop(i)
 
     def _rewind(self) -> None:
@@ -83,10 +87,10 @@ class _Rows:
         try:
             self._ahead[self._next] = next(self._stream)
             self._next += 1
-        except BadNpz as error:
+        except _Changed as error:
             self._failure = error
         except Exception as error:  # a damaged archive can raise anything
-            self._failure = damaged(error)
+            self._failure = f"{error if isinstance(error, BadNpz) else damaged(error)}. Copy or download it again"
 
     def _read(self) -> Iterator[np.ndarray]:
         with zipfile.ZipFile(self.path) as archive:
@@ -98,7 +102,7 @@ class _Rows:
                         if row == part.shape[0] - 1:
                             stream.read(1)  # at its end zipfile compares the checksum
                             if self._stamp() != self._stat:
-                                raise BadNpz("changed while it was being opened")
+                                raise _Changed("changed while it was being opened: open it again")
                         yield np.frombuffer(content, part.dtype).reshape(part.shape[1:])
 
     def _stamp(self) -> tuple[int, int]:

@@ -3,7 +3,7 @@
     {train,val,test}_images   (N, H, W), (N, H, W, 1), RGB or RGBA; whole numbers 0..255, or floats 0..1
     {train,val,test}_labels   (N,) or (N, 1): numbers or names; (N, K) of 0 and 1: K findings, or one-hot
     {train,val,test}_groups   (N,), optional: images of one patient share a text; "" is not known
-    classes                   (K,), optional: the names of the labels 0..K-1
+    classes, positive, notes  texts, optional: names of the labels 0..K-1, which is positive, what to know
 
 or `images`, `labels` and `groups` alone, without official parts. All but images and labels are this library's own
 addition, which other readers pass over.
@@ -27,6 +27,7 @@ from medvitlib.errors import DataError
 from medvitlib.npzfile import BadNpz, open_npz, read_header, read_member
 
 KINDS = ("images", "labels", "groups")
+ABOUT = ("classes", "positive", "notes")
 
 
 @dataclass(frozen=True)
@@ -34,14 +35,14 @@ class Facts:
     """What is known of a published set beyond its arrays.
 
     Args:
-        classes: names of the labels 0..K-1.
+        classes: names of the labels 0..K-1; None takes the labels as they are.
         positive: the class that a report calls positive.
         md5: of the published file.
         counts: images of each official part.
         notes: remarks for the user.
     """
 
-    classes: list[str]
+    classes: list[str] | None
     positive: str | None = None
     md5: str = ""
     counts: dict[str, int] = field(default_factory=dict)
@@ -88,14 +89,15 @@ def read_npz(
     """
     try:
         with open_npz(path) as archive:
-            parts, names, notes = _parts(path, archive)
-        named = name_labels(_joined(path, parts), facts.classes if facts else names, positive, str(path))
-        decoded, hashes, md5 = stored_rows(path, parts, size, want_md5=facts is not None)
+            parts, about, notes = _parts(path, archive)
+        facts = facts or Facts(about["classes"] or None, next(iter(about["positive"]), None), notes=about["notes"])
+        named = name_labels(_joined(path, parts), facts.classes, positive, str(path))
+        decoded, hashes, md5 = stored_rows(path, parts, size, want_md5=bool(facts.md5))
     except BadNpz as error:
         raise DataError(f"{path} {error}. Copy or download it again.") from None
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error
-    notes += named.notes + (facts.notes + _deviations(facts, parts, md5) if facts else [])
+    notes += named.notes + facts.notes + _deviations(facts, parts, md5)
     if floats := {str(part.dtype) for part in parts if part.dtype.kind == "f"}:
         notes.append(f"{', '.join(floats)} images from 0 to 1 were multiplied by 255 and rounded.")
     h, w = max(part.shape[1:3] for part in parts)
@@ -107,12 +109,12 @@ def read_npz(
     columns = zip(ids, named.labels, splits, groups, strict=True)
     samples = [Sample(path / ident, ident, label, split, group) for ident, label, split, group in columns]
     listing = Listing(path, samples, notes=notes)
-    positive = named.positive or (facts.positive if facts else None)
+    positive = named.positive or (facts.positive if facts.positive in named.classes else None)
     return Opened(name or path.stem, listing, named.classes, positive, hashes, decoded)
 
 
 def save_npz(ds: Dataset | Split, path: str | Path) -> Path:
-    """Write images (uint8), labels (N, 1) and class names in this layout; also the groups that are known.
+    """Write a Dataset in this layout: uint8 images, labels (N, 1), the groups that are known, and what is said of it.
 
     Written aside, then renamed.
 
@@ -136,7 +138,9 @@ def save_npz(ds: Dataset | Split, path: str | Path) -> Path:
                 if (groups != "").any():
                     _write(archive, f"{prefix}groups", groups)
                 _write_images(archive, f"{prefix}images", part.images)
-            _write(archive, "classes", np.array(part.classes))
+            for key, texts in (("classes", part.classes), ("positive", part.positive or []), ("notes", part.notes)):
+                if texts:
+                    _write(archive, key, np.array(texts))
         os.replace(aside, path)
     except OSError as error:
         raise DataError(f"{path} cannot be written: {error.strerror or error}.") from error
@@ -166,15 +170,15 @@ def _write_images(archive: zipfile.ZipFile, name: str, images) -> None:
             file.write(np.ascontiguousarray(images[i]).data)
 
 
-def _parts(path: Path, archive: zipfile.ZipFile) -> tuple[list[Part], list[str] | None, list[str]]:
-    """The parts in the order train, val, test; class names if the file has them; notes."""
+def _parts(path: Path, archive: zipfile.ZipFile) -> tuple[list[Part], dict[str, list[str]], list[str]]:
+    """The parts in the order train, val, test; texts about the set; notes."""
     found: dict[str, dict[str, str]] = {}
-    beside, classes = [], None
+    beside, about = [], {key: [] for key in ABOUT}
     for member in archive.namelist():
         stem = member.removesuffix(".npy").lower()
         split, _, kind = stem.rpartition("_")
-        if stem == "classes":
-            classes = read_member(archive, member).astype(str).ravel().tolist()
+        if stem in ABOUT:
+            about[stem] = read_member(archive, member).astype(str).ravel().tolist()
         elif kind in KINDS and (not split or split in SPLITS):
             part = found.setdefault(SPLITS.get(split, ""), {})
             if kind in part:
@@ -191,7 +195,7 @@ def _parts(path: Path, archive: zipfile.ZipFile) -> tuple[list[Part], list[str] 
             f"{path} holds {', '.join(archive.namelist()[:8]) or 'nothing'}: expected images and labels as arrays "
             "train_images, train_labels, val_images, ... (MedMNIST's layout), or images and labels."
         )
-    return parts, classes, [f"{', '.join(beside)}: not read."] if beside else []
+    return parts, about, [f"{', '.join(beside)}: not read."] if beside else []
 
 
 def _part(path: Path, archive: zipfile.ZipFile, split: str, members: dict[str, str]) -> Part:
@@ -231,7 +235,7 @@ def _joined(path: Path, parts: list[Part]) -> np.ndarray:
 
 def _deviations(facts: Facts, parts: list[Part], md5: str) -> list[str]:
     """In what a file differs from the published one that it goes by."""
-    if md5 == facts.md5:
+    if not facts.md5 or md5 == facts.md5:
         return []
     counts = {part.split: part.shape[0] for part in parts}
     others = ", ".join(

@@ -82,7 +82,8 @@ def open_medmnist(source: str, size: tuple[int, int], root: str | Path | None, p
 
 def find(flag: str, side: int, root: str | Path | None = None) -> Path | None:
     """The set's file in a data root or the medmnist package's own folder, in any case; None if it is in none."""
-    return _files(root).get(_file(flag, side)) or (_files(root).get(f"{flag}_28.npz") if side == 28 else None)
+    files = _files(root)
+    return files.get(_file(flag, side)) or files.get(f"{flag}_{side}.npz")
 
 
 def fetch(source: str, root: str | Path | None = None) -> Path:

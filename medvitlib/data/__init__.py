@@ -4,8 +4,8 @@ import importlib
 
 _HOME = {
     "open_dataset": "catalog",
-    "find": "catalog",
-    "KNOWN": "catalog",
+    "find": "finding",
+    "KNOWN": "known",
     "Dataset": "dataset",
     "Quarantined": "dataset",
     "batches": "loading",

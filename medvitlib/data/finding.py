@@ -11,7 +11,6 @@ import time
 from itertools import islice
 from pathlib import Path
 
-from medvitlib.data import phantoms
 from medvitlib.data.folder import SPLITS
 from medvitlib.data.known import KNOWN, how_to_get, known_name, plain
 from medvitlib.errors import DataError
@@ -42,9 +41,19 @@ def find(source: str | Path, root: str | Path | None = None) -> tuple[Path, str]
     if os.path.exists(any_case(path.absolute())) and not (known and "/" in str(source)):
         return _given(path)  # a folder of that name where the user stands
     name, roots = known or str(source), data_roots(root)
-    if place := _named(name, roots) or (known and _recognised(name, roots)):
+    if place := where(name, roots):
         return place, name
     raise DataError(_missing(name, roots))
+
+
+def where(name: str, roots: list[Path], look=None) -> Path | None:
+    """The folder of that name in the data roots, or the one that holds a known set's classes; None if in none.
+
+    Args:
+        look: `recognise`, or one that remembers what it has seen.
+    """
+    look = look or recognise
+    return _named(name, roots, look) or (_recognised(name, roots, look) if name in KNOWN else None)
 
 
 def known_places(roots: list[Path]) -> dict[str, str]:
@@ -52,7 +61,7 @@ def known_places(roots: list[Path]) -> dict[str, str]:
     look, places = functools.cache(recognise), {}
     for name in KNOWN:
         try:
-            places[name] = str(_named(name, roots, look) or _recognised(name, roots, look) or "")
+            places[name] = str(where(name, roots, look) or "")
         except DataError as error:
             places[name] = str(error)
     return places
@@ -125,7 +134,7 @@ def any_case(path: Path) -> Path:
     return place
 
 
-def _named(name: str, roots: list[Path], look=recognise) -> Path | None:
+def _named(name: str, roots: list[Path], look) -> Path | None:
     """A folder of that name in a root; of a known set, the folder further down that holds its classes."""
     for place in (folder for top in roots for folder in _candidates(top)):
         if place.name and (known_name(place.name) or plain(place.name)) in (name, plain(name)):
@@ -140,7 +149,7 @@ def _candidates(root: Path) -> list[Path]:
     return [root, *below]
 
 
-def _recognised(name: str, roots: list[Path], look=recognise) -> Path | None:
+def _recognised(name: str, roots: list[Path], look) -> Path | None:
     for root in roots if KNOWN[name].classes else ():
         places = look(root).get(name, [])
         named = [place for place in places if any(known_name(part) == name for part in place.relative_to(root).parts)]
@@ -156,6 +165,8 @@ def _recognised(name: str, roots: list[Path], look=recognise) -> Path | None:
 
 
 def _missing(name: str, roots: list[Path]) -> str:
+    from medvitlib.data import phantoms  # imports torch, which `medvit data` must not wait for
+
     present = sorted({path.name for root in roots for path in root.glob("*") if os.path.isdir(path)})
     choices = [*KNOWN, *phantoms.FAMILIES, *map(plain, present)]
     near = difflib.get_close_matches(plain(name), choices, n=1, cutoff=0.6)

@@ -81,7 +81,9 @@ def _from_csv(listing: Listing, path: Path, must_match: bool) -> list[str] | Non
         return None  # some other CSV that happens to be called manifest.csv
     if sources:
         folders = [[row.get(part, "") for part in ("split", "class", "file")] for row in rows]
-        rows = [{"path": "/".join(f), "group": row["source"]} for f, row in zip(folders, rows, strict=True)]
+        rows = [
+            {"path": "/".join(filter(None, f)), "group": row["source"]} for f, row in zip(folders, rows, strict=True)
+        ]
     files = [os.path.abspath(sample.path) for sample in listing.samples]
     for folder in (path.parent, listing.folder):
         listed: dict[str, str] = {}

@@ -4,6 +4,9 @@ import re
 from dataclasses import dataclass
 
 
+UNKNOWN = "not known"
+
+
 @dataclass(frozen=True)
 class KnownSet:
     """One set, and the facts that messages, reports and `medvit data` show.
@@ -23,8 +26,8 @@ class KnownSet:
     positive: str | None = None
     images: int | None = None
     bytes: int | None = None
-    licence: str = "not known"
-    citation: str = "not known"
+    licence: str = UNKNOWN
+    citation: str = UNKNOWN
 
     @property
     def page(self) -> str:
@@ -33,8 +36,8 @@ class KnownSet:
 
     @property
     def origin(self) -> str:
-        """Where it would come from, in a few words."""
-        return f"Kaggle {self.kaggle}" if "/" in self.kaggle else f"Kaggle OWNER/{self.kaggle}" if self.kaggle else "-"
+        """Where it would come from, in a few words; "" if that is not known."""
+        return f"Kaggle {self.kaggle if self.page else f'OWNER/{self.kaggle}'}" if self.kaggle else ""
 
 
 KNOWN = {
@@ -73,7 +76,6 @@ KNOWN = {
     "human-dataset-transformer-models": KnownSet(
         title="a private set; it opens as any folder does",
         kaggle="human-dataset-transformer-models",
-        licence="its owner's",
     ),
 }
 """By the name that `open_dataset` takes, in any case."""

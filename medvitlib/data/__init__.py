@@ -4,8 +4,8 @@ import importlib
 
 _HOME = {
     "open_dataset": "catalog",
-    "find": "catalog",
-    "KNOWN": "catalog",
+    "find": "finding",
+    "KNOWN": "known",
     "save_npz": "arrays",
     "Dataset": "dataset",
     "Quarantined": "dataset",

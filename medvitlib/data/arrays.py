@@ -13,18 +13,21 @@ import os
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from medvitlib.data.array_rows import Part, stored_rows
 from medvitlib.data.cache import Stored
-from medvitlib.data.dataset import Dataset
 from medvitlib.data.decode import MAX_PIXELS
 from medvitlib.data.folder import SPLITS, Listing, Sample
 from medvitlib.data.labels import name_labels
-from medvitlib.data.splits import Split
 from medvitlib.errors import DataError
 from medvitlib.npzfile import BadNpz, open_npz, read_header, read_member
+
+if TYPE_CHECKING:  # both import torch, for which `medvit data` need not wait
+    from medvitlib.data.dataset import Dataset
+    from medvitlib.data.splits import Split
 
 KINDS = ("images", "labels", "groups")
 ABOUT = ("classes", "positive", "notes")
@@ -113,7 +116,7 @@ def read_npz(
     return Opened(name or path.stem, listing, named.classes, positive, hashes, decoded)
 
 
-def save_npz(ds: Dataset | Split, path: str | Path) -> Path:
+def save_npz(ds: "Dataset | Split", path: str | Path) -> Path:
     """Write a Dataset in this layout: uint8 images, labels (N, 1), the groups that are known, and what is said of it.
 
     Written aside, then renamed.
@@ -127,7 +130,7 @@ def save_npz(ds: Dataset | Split, path: str | Path) -> Path:
     path = Path(path)
     if path.suffix.lower() != ".npz":
         raise DataError(f"{path}: expected a name that ends in .npz.")
-    parts = {name: getattr(ds, name) for name in ("train", "val", "test")} if isinstance(ds, Split) else _by_split(ds)
+    parts = {"train": ds.train, "val": ds.val, "test": ds.test} if hasattr(ds, "train") else _by_split(ds)
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with zipfile.ZipFile(aside, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -149,7 +152,7 @@ def save_npz(ds: Dataset | Split, path: str | Path) -> Path:
     return path
 
 
-def _by_split(ds: Dataset) -> dict[str, Dataset]:
+def _by_split(ds: "Dataset") -> dict[str, "Dataset"]:
     names = np.unique(ds.splits).tolist()
     if not names or ("" in names and len(names) > 1):
         raise DataError(f"{ds.name!r}: {(ds.splits == '').sum()} images lie in no official part: save a Split of it.")

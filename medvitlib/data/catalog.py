@@ -1,8 +1,7 @@
 """`open_dataset`: the one door, for a folder, a manifest, a set's name, or a rendered family."""
 
-import difflib
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,39 +11,13 @@ from medvitlib.data import huggingface, medmnist, phantoms
 from medvitlib.data.arrays import Opened, read_npz
 from medvitlib.data.cache import file_hashes, stored_files
 from medvitlib.data.dataset import Dataset, Quarantined
+from medvitlib.data.finding import any_case, find
 from medvitlib.data.folder import Listing, Sample, readable, scan
 from medvitlib.data.groups import assign_groups
+from medvitlib.data.known import KNOWN, known_name, plain
 from medvitlib.data.labels import check_positive
 from medvitlib.data.loading import Images
 from medvitlib.errors import DataError
-from medvitlib.paths import data_roots
-
-
-@dataclass(frozen=True)
-class KnownSet:
-    """A public set that this library has facts about.
-
-    Args:
-        folders: names its folder goes by in a data root.
-        positive: the class that a report calls positive.
-        source: where it is to be had.
-        kaggle: its name for `kaggle datasets download`.
-    """
-
-    folders: tuple[str, ...]
-    positive: str
-    source: str
-    kaggle: str
-
-
-KNOWN = {
-    "chest_xray": KnownSet(
-        folders=("chest_xray", "chest-xray-pneumonia"),
-        positive="PNEUMONIA",
-        source="Kermany et al., paediatric chest X-rays, CC BY 4.0",
-        kaggle="paultimothymooney/chest-xray-pneumonia",
-    )
-}
 
 
 def open_dataset(
@@ -60,13 +33,14 @@ def open_dataset(
     """Open a data set; the first time its images are decoded and kept (see `medvitlib.data.cache`).
 
     Args:
-        source: a folder or CSV manifest (layouts in `medvitlib.data.folder`); the name of a set in a data root, in
-            any case (`"chest_xray"`, `"medmnist/pathmnist@64"`); a rendered family (`"phantom/cxr"`); an .npz archive
-            in MedMNIST's layout (`medvitlib.data.arrays`); or a `datasets` object (`medvitlib.data.huggingface`).
+        source: a folder or CSV manifest (layouts in `medvitlib.data.folder`); the name of a set in a data root
+            (`"chest_xray"`, `"paultimothymooney/blood-cells"`: see `medvitlib.data.known`; `"medmnist/pathmnist@64"`);
+            a rendered family (`"phantom/cxr"`); an .npz archive in MedMNIST's layout (`medvitlib.data.arrays`); or a
+            `datasets` object (`medvitlib.data.huggingface`). Case makes no difference.
         image_size: side, or (height, width), in pixels. Images are stretched to it.
         root: a folder searched for names before `$MEDVIT_DATA`, `data/`, `/kaggle/input` and the cache folder.
-        positive: the positive class of a two-class set; known for `chest_xray`, `phantom/cxr` and MedMNIST's. Where an
-            image can have several findings, the one to tell from its absence.
+        positive: the positive class of a two-class set; known for `chest_xray`, `sarscov2_ct`, `phantom/cxr` and
+            MedMNIST's. Where an image can have several findings, the one to tell from its absence.
         groups: which images belong together: a side-car CSV, a pattern's name, or a regular expression
             (`medvitlib.data.groups.assign_groups`); None finds out by itself.
         max_bad: share of unusable images above which an error is raised instead of a warning.
@@ -133,80 +107,21 @@ def _opened(source: Any, size: tuple[int, int], root: str | Path | None, positiv
     if not isinstance(source, str | Path):
         raise DataError(f"source is a {type(source).__name__}: expected a path, a name, or a datasets object.")
     if str(source).lower().endswith(".npz"):
-        path = Path(source).expanduser().absolute()
+        path = any_case(Path(source).expanduser().absolute())
         return read_npz(path, size, positive=positive, facts=medmnist.facts_of_file(path))
     if str(source).lower().startswith(medmnist.PREFIX) and not Path(source).exists():
         return medmnist.open_medmnist(str(source), size, root, positive)
     place, name = find(source, root)
     listing = scan(place)
-    classes, known = sorted({sample.label for sample in listing.samples}), KNOWN.get(name)
+    classes, known, usual = sorted({sample.label for sample in listing.samples}), KNOWN.get(name), None
+    if known and known.positive:  # its folders may be spelled in another case
+        usual = next((label for label in classes if plain(label) == plain(known.positive)), None)
+    if known and not any(known_name(part) == name for part in place.parts):
+        listing.notes.append(f"{place} was taken for {name}, because of its class folders.")
     check_positive(positive, classes, str(place))
     paths = [sample.path for sample in listing.samples]
     hashes = file_hashes(paths)
-    usual = known.positive if known and known.positive in classes else None
     return Opened(name, listing, classes, usual, hashes, stored_files(paths, hashes, size), whole=False)
-
-
-def find(source: str | Path, root: str | Path | None = None) -> tuple[Path, str]:
-    """Where a set lies, and its name: an existing path, else a folder of that name in a data root.
-
-    Raises:
-        DataError: naming what is missing, the ways to get it, and the folders searched.
-    """
-    path = Path(source).expanduser()
-    looks_like_path = isinstance(source, Path) or "/" in str(source) or path.suffix.lower() == ".csv"
-    if looks_like_path or path.exists():
-        folder = path.absolute()
-        return folder, _known_name(folder.stem if folder.suffix.lower() == ".csv" else folder.name)
-    name = _known_name(str(source))
-    roots = data_roots(root)
-    wanted = {_plain(folder) for folder in (KNOWN[name].folders if name in KNOWN else (name,))}
-    for place in (folder for top in roots for folder in _candidates(top)):
-        if _plain(place.name) in wanted:
-            return place, name
-    raise DataError(_missing(name, roots))
-
-
-def _candidates(root: Path) -> list[Path]:
-    """The root itself and its folders; Kaggle also mounts sets as datasets/OWNER/NAME."""
-    below = [path for pattern in ("*", "datasets/*/*") for path in sorted(root.glob(pattern)) if path.is_dir()]
-    return [root, *below]
-
-
-def _plain(name: str) -> str:
-    return name.casefold().replace("-", "_").replace(" ", "_")
-
-
-def _known_name(name: str) -> str:
-    """The catalogue's name for a folder that goes by one of its names, else the name itself."""
-    for known, facts in KNOWN.items():
-        if _plain(name) in {_plain(folder) for folder in facts.folders}:
-            return known
-    return name
-
-
-def _missing(name: str, roots: list[Path]) -> str:
-    present = sorted({path.name for root in roots for path in root.glob("*") if path.is_dir()})
-    near = difflib.get_close_matches(_plain(name), [*KNOWN, *phantoms.FAMILIES, *map(_plain, present)], n=1, cutoff=0.6)
-    searched = ", ".join(map(str, roots)) or "none exists (MEDVIT_DATA is not set, and there is no data/)"
-    lines = [f"no data set called {name!r} was found."]
-    if name in KNOWN:
-        facts = KNOWN[name]
-        lines += [
-            f"It is {facts.source}. Three ways to have it:",
-            f"  1. download it: `kaggle datasets download -d {facts.kaggle} -p data --unzip`, or from "
-            f"https://www.kaggle.com/datasets/{facts.kaggle} unpacked to data/{name}; on Kaggle, add it as an input;",
-            f"  2. have it elsewhere: set MEDVIT_DATA to the folder that holds {name}/, or pass its path;",
-            f"  3. do without: open {next(iter(phantoms.FAMILIES))!r}, which is rendered.",
-        ]
-    else:
-        if near:
-            lines.append(f"Did you mean {near[0]!r}?")
-        lines.append(f"Known names: {', '.join([*KNOWN, *phantoms.FAMILIES])}; found: {', '.join(present) or 'none'}.")
-        lines.append(
-            "For a folder of your own, pass its path, or put it into data/ or a folder that MEDVIT_DATA names."
-        )
-    return "\n".join([*lines, f"Folders searched: {searched}."])
 
 
 def _size(image_size: int | tuple[int, int]) -> tuple[int, int]:

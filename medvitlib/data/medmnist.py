@@ -8,6 +8,8 @@ from functools import lru_cache
 from pathlib import Path
 
 from medvitlib.data.arrays import Facts, Opened, read_npz
+from medvitlib.data.known import UNKNOWN
+from medvitlib.data.listing import Row
 from medvitlib.errors import DataError
 from medvitlib.paths import cache_dir, data_roots
 
@@ -98,21 +100,22 @@ def fetch(source: str, root: str | Path | None = None) -> Path:
     return download(url, target, digest=f"md5:{md5}", description=_name(flag, side))
 
 
-def known(root: str | Path | None = None) -> list[dict]:
-    """One row a set: name, sizes (px), present (files found), images, classes, licence, citation, source."""
-    files = _files(root)
+def known_rows() -> list[Row]:
+    """One row a set for `medvit data`; `place` names the files of all sizes that are here."""
+    try:
+        table, files = sets(), _files(None)
+    except DataError:
+        return [Row(f"{PREFIX}...", "", 0, UNKNOWN, CITATION, f"{PAGE}, with the package medmnist")]
     return [
-        {
-            "name": PREFIX + flag,
-            "sizes": sizes(flag),
-            "present": [str(files[_file(flag, side)]) for side in sizes(flag) if _file(flag, side) in files],
-            "images": sum(info["n_samples"].values()),
-            "classes": len(info["label"]),
-            "licence": info["license"],
-            "citation": CITATION,
-            "source": info["url"],
-        }
-        for flag, info in sets().items()
+        Row(
+            name=PREFIX + flag,
+            place=", ".join(str(files[file]) for side in sizes(flag) if (file := _file(flag, side)) in files),
+            images=sum(info["n_samples"].values()),
+            licence=info["license"],
+            citation=CITATION,
+            origin=f"{PAGE}, in 28, 64, 128 and 224 px (name@64)",
+        )
+        for flag, info in table.items()
     ]
 
 

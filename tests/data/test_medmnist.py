@@ -2,7 +2,6 @@
 
 import hashlib
 import http.server
-import re
 import subprocess
 import sys
 import threading
@@ -10,7 +9,7 @@ import threading
 import numpy as np
 import pytest
 
-from medvitlib.data import duplicates, medmnist, open_dataset, split
+from medvitlib.data import duplicates, fetching, listing, medmnist, open_dataset, split
 from medvitlib.errors import DataError
 
 
@@ -136,6 +135,7 @@ def test_without_the_package_a_name_says_what_to_install_and_a_file_still_opens(
         with pytest.raises(DataError, match="pip install medmnist"):
             open_dataset("medmnist/breastmnist")
         assert open_dataset(path, image_size=28).classes == ["0", "1"]
+        assert [row.name for row in medmnist.known_rows()] == ["medmnist/..."]
     finally:
         medmnist.sets.cache_clear()
 
@@ -173,21 +173,22 @@ def test_fetching_verifies_the_md5_and_then_the_name_opens(own_home, own_cache, 
                 medmnist.fetch("medmnist/breastmnist@64")
             assert medmnist.find("breastmnist", 64) is None
             continue
-        target = medmnist.fetch("medmnist/breastmnist@64")
+        target = fetching.fetch("medmnist/breastmnist@64")
         assert target == own_cache / "data" / "medmnist" / "breastmnist_64.npz"
     ds = open_dataset("medmnist/breastmnist@64", image_size=64)
     assert len(ds) == 26 and not any("not the published file" in note for note in ds.notes)
     path.unlink()
     assert medmnist.fetch("MedMNIST/breastmnist@64") == target  # nothing is asked of the server
-    row = next(row for row in medmnist.known() if row["name"] == "medmnist/breastmnist")
-    assert row["present"] == [str(target)]
+    row = next(row for row in medmnist.known_rows() if row.name == "medmnist/breastmnist")
+    assert row.place == str(target)
 
 
 def test_the_list_of_known_sets_says_all_that_a_user_chooses_by(own_home):
-    rows = {row["name"]: row for row in medmnist.known()}
-    assert len(rows) == 12 and not any(row["present"] for row in rows.values())
-    assert rows["medmnist/dermamnist"]["licence"] == "CC BY-NC 4.0" and rows["medmnist/bloodmnist"]["images"] == 17092
-    assert all(re.match("https://", row["source"]) and row["citation"] and 28 in row["sizes"] for row in rows.values())
+    rows = {row.name: row for row in listing.rows()}
+    assert len([name for name in rows if name.startswith("medmnist/")]) == 12
+    assert not any(row.place for row in rows.values())
+    assert rows["medmnist/dermamnist"].licence == "CC BY-NC 4.0" and rows["medmnist/bloodmnist"].images == 17092
+    assert "medmnist.com" in rows["medmnist/pathmnist"].origin and "Scientific Data" in listing.render([*rows.values()])
 
 
 @pytest.mark.real_data

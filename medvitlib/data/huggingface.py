@@ -64,19 +64,11 @@ def read_datasets(
             raise DataError(
                 f"part {split!r} has another column {differ[0]!r} than the first: give all the same features."
             )
+    contents = _Contents([part.select_columns(list(dict.fromkeys(columns))) for part in parts.values()], image)
+    files, hashes, labels = contents.survey(label)
     coded = _class_label(first.features[label]) is not None  # then -1 is how a missing label is written
-    contents = _Contents([part.select_columns(columns) for part in parts.values()], image)
-    files, hashes, labels, groups, reasons = [], [], [], [], {}
-    for i, row in enumerate(track(contents.rows(), "reading images", total=len(contents))):
-        try:
-            hashes.append(hashlib.sha256(_content(row[image])).hexdigest())
-        except Unreadable:
-            hashes.append("")
-        files.append((row[image] or {}).get("path") or "")
-        labels.append(row[label])
-        groups.append("" if group_column is None or row[group_column] is None else str(row[group_column]))
-        if row[label] is None or (row[label] == -1 and coded):
-            reasons[i] = "no label"
+    reasons = {i: "no label" for i, value in enumerate(labels) if value is None or (coded and value == -1)}
+    groups = contents.column(group_column) if group_column is not None else [None] * len(labels)
     name = _name(first)
     array, names = _label_array(labels, first.features[label], reasons, label)
     named = name_labels(array, names, positive, f"column {label!r} of {name}")
@@ -85,7 +77,7 @@ def read_datasets(
     splits = [split for split, part in parts.items() for _ in range(len(part))]
     ids = [f"{split}/{k:05d}".removeprefix("/") for split, part in parts.items() for k in range(len(part))]
     decoded = stored_contents(files, contents.read, hashes, size)
-    rows = zip(ids, texts, splits, groups, strict=True)
+    rows = zip(ids, texts, splits, ("" if group is None else str(group) for group in groups), strict=True)
     samples = [Sample(Path(name, ident), ident, text, split, group) for ident, text, split, group in rows]
     facts = facts_of_file(Path(name))
     if facts and set(facts.classes) != set(named.classes):
@@ -113,11 +105,26 @@ class _Contents:
     def __len__(self) -> int:
         return int(self._ends[-1])
 
-    def rows(self) -> Iterator[dict[str, Any]]:
+    def survey(self, label: str) -> tuple[list[str], list[str], list[Any]]:
+        """File name, SHA-256 ("" if there is no content) and label of every row; nothing is decoded."""
+        files, hashes, labels = [], [], []
+        for cell, value in track(self._pairs(label), "reading images", total=len(self)):
+            files.append((cell or {}).get("path") or "")
+            labels.append(value)
+            try:
+                hashes.append(hashlib.sha256(_content(cell)).hexdigest())
+            except Unreadable:
+                hashes.append("")
+        return files, hashes, labels
+
+    def _pairs(self, label: str) -> Iterator[tuple[dict[str, Any] | None, Any]]:
         for part in self._parts:
             for start in range(0, len(part), _BLOCK):
                 block = part[start : start + _BLOCK]
-                yield from (dict(zip(block, row, strict=True)) for row in zip(*block.values(), strict=True))
+                yield from zip(block[self._column], block[label], strict=True)
+
+    def column(self, name: str) -> list[Any]:
+        return [value for part in self._parts for value in part[name]]
 
     def read(self, i: int) -> bytes:
         part = int(np.searchsorted(self._ends, i, side="right"))

@@ -3,7 +3,6 @@
 import re
 from dataclasses import dataclass
 
-
 UNKNOWN = "not known"
 
 

@@ -1,10 +1,12 @@
 """`fetch`: have a known set on disk, through kagglehub or Kaggle's command line; or say how to do it by hand."""
 
 import difflib
+import functools
 import importlib.util
 import os
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 from medvitlib.data.archives import unpack
@@ -42,14 +44,18 @@ def fetch(name: str) -> Path:
         raise DataError(f"there is no set called {name!r} to fetch. {hint}There are: {', '.join(KNOWN)}.")
     if place := where(known, data_roots()):
         return place
-    from filelock import FileLock
-
     slug = name if "/" in name and "/" not in KNOWN[known].kaggle else KNOWN[known].kaggle
     target = cache_dir() / "data" / known
+    if "/" not in slug:
+        raise _by_hand(known, target, f"its owner is not known: call it OWNER/{slug}" if slug else "no source is known")
+    if not (tools := _tools()):
+        raise _by_hand(known, target, "neither kagglehub nor kaggle is installed (`pip install kagglehub`)")
+    from filelock import FileLock
+
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(target.parent / f".{known}.lock"):
-            return target if target.is_dir() else _fetch(known, slug, target)  # another process may have it by now
+            return target if target.is_dir() else _fetch(known, slug, target, tools)  # another process may have it now
     except OSError as error:
         raise DataError(
             f"{target} cannot be written: {error.strerror or error}. Free some space, or set MEDVIT_CACHE to a folder "
@@ -57,22 +63,19 @@ def fetch(name: str) -> Path:
         ) from error
 
 
-def _fetch(name: str, slug: str, target: Path) -> Path:
-    failures = []
-    tools = {"kagglehub": importlib.util.find_spec("kagglehub"), "kaggle": shutil.which("kaggle")}
-    if "/" not in slug:
-        failures.append(f"its owner is not known: call it OWNER/{slug}" if slug else "no source is known")
-        tools = {}
-    elif not any(tools.values()):
-        failures.append("neither kagglehub nor kaggle is installed (`pip install kagglehub`)")
-    if any(tools.values()):
-        _check_room(name, target)
+def _tools() -> dict[str, Callable[[str, Path], Path]]:
+    """What is installed that can download (slug, folder) -> where it lies."""
+    tools = {"kagglehub": _by_kagglehub} if importlib.util.find_spec("kagglehub") else {}
+    return tools | ({"kaggle": functools.partial(_by_command, command)} if (command := shutil.which("kaggle")) else {})
+
+
+def _fetch(name: str, slug: str, target: Path, tools: dict[str, Callable[[str, Path], Path]]) -> Path:
+    _check_room(name, target)
     aside = target.parent / f".{name}.fetching"  # kept where something fails, so that the next call goes on from there
-    for tool, present in tools.items():
-        if not present:
-            continue
+    failures = []
+    for tool, get in tools.items():
         try:
-            place = _by_kagglehub(slug, aside) if tool == "kagglehub" else _by_command(present, slug, aside)
+            place = get(slug, aside)
             if KNOWN[name].classes and name not in recognise(place):
                 folders = ", ".join(KNOWN[name].classes)
                 raise DataError(f"what came has no folders {folders}; look at {place}")
@@ -83,10 +86,11 @@ def _fetch(name: str, slug: str, target: Path) -> Path:
             return target
         except DataError as error:
             failures.append(f"{tool}: {error}")
-    advice = [LOGIN] if any(tools.values()) else []
-    raise DataError(
-        "\n".join([f"{name} could not be fetched: {'; '.join(failures)}.", *how_to_get(name, str(target)), *advice])
-    )
+    raise _by_hand(name, target, "; ".join(failures), LOGIN)
+
+
+def _by_hand(name: str, target: Path, why: str, *advice: str) -> DataError:
+    return DataError("\n".join([f"{name} could not be fetched: {why}.", *how_to_get(name, str(target)), *advice]))
 
 
 def _check_room(name: str, target: Path) -> None:

@@ -80,8 +80,8 @@ def recognise(folder: Path) -> dict[str, list[Path]]:
             inner = _subfolders(place)
             if name := _signature(place, inner):
                 found.setdefault(name, []).append(place)
-            elif place == folder or place.name.lower() not in SPLITS:
-                below += [place / one for one in inner]
+            else:  # a split folder alone is not the set
+                below += [place / one for one in inner if one.lower() not in SPLITS]
         level = below
     return found
 

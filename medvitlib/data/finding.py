@@ -182,6 +182,8 @@ def _missing(name: str, roots: list[Path]) -> str:
             f"  3. do without: open {next(iter(phantoms.FAMILIES))!r}, which is rendered.",
         ]
     else:
+        if name.lower().partition("@")[0].endswith("mnist"):
+            lines.append(f"MedMNIST's sets open as 'medmnist/{name.lower()}'.")
         lines += [f"Did you mean {near[0]!r}?"] if near else []
         lines.append(f"Known names: {', '.join([*KNOWN, *phantoms.FAMILIES])}; found: {', '.join(present) or 'none'}.")
         lines.append(

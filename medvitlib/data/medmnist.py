@@ -61,7 +61,7 @@ def parse(source: str) -> tuple[str, int]:
     """
     flag, _, side = source.lower().removeprefix(PREFIX).partition("@")
     if flag not in sets():
-        near = difflib.get_close_matches(flag, sets(), n=1)
+        near = difflib.get_close_matches(flag, sets(), n=1, cutoff=0.8)
         meant = f" Did you mean {PREFIX + near[0]!r}?" if near else ""
         raise DataError(f"no 2-D set {source!r}.{meant} There are: {', '.join(PREFIX + name for name in sets())}.")
     if (side or "28") not in map(str, sizes(flag)):

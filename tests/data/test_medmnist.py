@@ -110,6 +110,7 @@ def test_sizes_are_told_apart_and_the_packages_own_folder_is_searched(own_home, 
     [
         ("medmnist/breatmnist", "Did you mean 'medmnist/breastmnist'"),
         ("medmnist/organmnist3d", "no 2-D set"),
+        ("BreastMNIST@64", "open as 'medmnist/breastmnist@64'"),
         ("medmnist/pathmnist@65", "28, 64, 128, 224 px"),
         ("medmnist/pathmnist@", "is in no data root"),
         ("medmnist/", "no 2-D set"),
@@ -125,6 +126,12 @@ def test_a_file_opened_by_path_is_known_by_its_name(own_home, tmp_path):
     assert (ds.positive, ds.classes) == ("malignant", ["malignant", "normal, benign"])
     ds = open_dataset(make(tmp_path / "mine.npz", "breastmnist"), image_size=28)
     assert (ds.positive, ds.classes) == (None, ["0", "1"])
+
+
+def test_a_folder_of_such_files_says_to_open_one(own_home):
+    make(own_home / "medmnist" / "breastmnist.npz", "breastmnist")
+    with pytest.raises(DataError, match=r"It holds breastmnist\.npz: open such a file"):
+        open_dataset("medmnist")
 
 
 def test_without_the_package_a_name_says_what_to_install_and_a_file_still_opens(own_home, tmp_path, monkeypatch):

@@ -21,7 +21,7 @@ from medvitlib.data.array_rows import Part, stored_rows
 from medvitlib.data.cache import Stored
 from medvitlib.data.decode import MAX_PIXELS
 from medvitlib.data.folder import SPLITS, Listing, Sample
-from medvitlib.data.labels import name_labels
+from medvitlib.data.labels import name_labels, texts_of
 from medvitlib.errors import DataError
 from medvitlib.npzfile import BadNpz, open_npz, read_header, read_member
 
@@ -181,7 +181,7 @@ def _parts(path: Path, archive: zipfile.ZipFile) -> tuple[list[Part], dict[str, 
         stem = member.removesuffix(".npy").lower()
         split, _, kind = stem.rpartition("_")
         if stem in ABOUT:
-            about[stem] = read_member(archive, member).astype(str).ravel().tolist()
+            about[stem] = texts_of(read_member(archive, member), str(path))
         elif kind in KINDS and (not split or split in SPLITS):
             part = found.setdefault(SPLITS.get(split, ""), {})
             if kind in part:
@@ -224,7 +224,7 @@ def _part(path: Path, archive: zipfile.ZipFile, split: str, members: dict[str, s
             f"{path}: {shape[0]} images, labels {labels.shape} and groups {groups.shape} in {split or 'it'}: expected "
             "one of each an image."
         )
-    return Part(split, member, shape, dtype, labels, groups.ravel().astype(str).tolist())
+    return Part(split, member, shape, dtype, labels, texts_of(groups, str(path)))
 
 
 def _joined(path: Path, parts: list[Part]) -> np.ndarray:

@@ -68,7 +68,7 @@ def open_dataset(
         note = (
             f"{listing.samples[i].id}, {clashes[i]}: {len(clashes)} such images are kept, so that the parts stay whole."
         )
-        listing = replace(listing, notes=[*listing.notes, note])
+        listing = replace(listing, notes=list(dict.fromkeys([*listing.notes, note])))  # once, of a saved set
     reasons = decoded.reasons if opened.whole else clashes | decoded.reasons
     quarantine = [Quarantined(readable(str(listing.samples[i].path)), reasons[i]) for i in sorted(reasons)]
     _judge(listing, quarantine, max_bad)

@@ -39,7 +39,7 @@ def name_labels(labels: np.ndarray, names: list[str] | None, positive: str | Non
     if labels.ndim != 1:
         raise DataError(f"{what}: labels are {labels.shape}: expected (N,), (N, 1) or (N, findings).")
     if labels.dtype.kind in "US":
-        texts = labels.astype(str).tolist()
+        texts = texts_of(labels, what)
         if empty := texts.count(""):
             raise DataError(f"{what}: {empty} labels are empty texts: give every image a class, or leave it out.")
         return _checked(Named(texts, sorted(set(texts))), positive, what)
@@ -54,6 +54,14 @@ def name_labels(labels: np.ndarray, names: list[str] | None, positive: str | Non
     if len(set(names)) < len(names) or "" in names:
         raise DataError(f"{what}: class names {names}: expected different ones, none empty.")
     return _checked(Named([names[v] for v in labels.tolist()], list(names)), positive, what)
+
+
+def texts_of(array: np.ndarray, what: str) -> list[str]:
+    """An array's elements as texts; bytes that are not ASCII, and numbers that are no characters, are a DataError."""
+    try:
+        return array.ravel().astype(str).tolist()
+    except ValueError as error:
+        raise DataError(f"{what}: texts that cannot be read ({error}): save them as str.") from None
 
 
 def _whole(labels: np.ndarray, what: str) -> np.ndarray:

@@ -5,6 +5,7 @@ import difflib
 import importlib.metadata
 import os
 import sys
+import textwrap
 
 from medvitlib.errors import MedvitError
 
@@ -78,10 +79,14 @@ def _doctor(options: argparse.Namespace) -> int:
 
 
 def _data(options: argparse.Namespace) -> int:
-    from medvitlib.data.listing import render, rows
+    from medvitlib.data.listing import WIDTH, render, rows
     from medvitlib.doctor import check_data
 
-    print("\n".join(row.detail for row in check_data()), end="\n\n")
+    for row in check_data():
+        print(
+            textwrap.fill(row.detail, WIDTH, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
+        )
+    print()
     print(render(rows()))
     print("\nTo have one that is not here: medvit fetch NAME. Rendered sets (phantom/...) are always here.")
     return 0

@@ -4,6 +4,7 @@ import importlib
 
 _HOME = {
     "open_dataset": "catalog",
+    "fetch": "fetching",
     "find": "finding",
     "KNOWN": "known",
     "save_npz": "arrays",

@@ -51,8 +51,11 @@ def version_of(answer) -> str:
 
 
 def shown(url: str) -> str:
-    """An address for a message: without passwords and tokens."""
-    parts = urlsplit(url)
+    """An address for a message: without passwords and tokens; "" where it is none."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return ""
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 

@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from contextlib import suppress
 from http.client import HTTPException
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from medvitlib.data.answers import Broken, check_status, reason, refuse_page, shown, version_of
 from medvitlib.errors import DataError
@@ -53,8 +52,8 @@ def download(
         DataError: no answer, a refusal, a web page instead of the file, another size or hash than expected, no room.
     """
     target, algorithm, wanted = Path(target), *_parse(digest)
-    if urlsplit(url).scheme not in ("http", "https"):
-        raise DataError(f"{url!r}: expected an address that starts with https:// or http://.")
+    if not shown(url).startswith(("http://", "https://")):
+        raise DataError(f"{url!r}: expected the address of a file, that starts with https:// or http://.")
     if _holds(target, size, algorithm, wanted):
         return target
     for name in CERTIFICATES:

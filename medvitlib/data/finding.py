@@ -110,7 +110,7 @@ def _given(path: Path) -> tuple[Path, str]:
     place = any_case(path.absolute())
     stem = place.stem if place.suffix.lower() == ".csv" else place.name
     known = known_name(stem)
-    if known and place.is_dir():
+    if known and os.path.isdir(place):
         inside = recognise(place).get(known, [])
         return (inside[0] if len(inside) == 1 else place), known
     return place, known or stem
@@ -167,7 +167,7 @@ def _recognised(name: str, roots: list[Path], look) -> Path | None:
 def _missing(name: str, roots: list[Path]) -> str:
     from medvitlib.data import phantoms  # imports torch, which `medvit data` must not wait for
 
-    present = sorted({path.name for root in roots for path in root.glob("*") if os.path.isdir(path)})
+    present = sorted({path.name for root in roots for path in root.glob("[!.]*") if os.path.isdir(path)})
     choices = [*KNOWN, *phantoms.FAMILIES, *map(plain, present)]
     near = difflib.get_close_matches(plain(name), choices, n=1, cutoff=0.6)
     searched = ", ".join(map(str, roots)) or "none exists (MEDVIT_DATA is not set, and there is no data/)"

@@ -135,7 +135,8 @@ def test_a_folder_that_cannot_be_written_to(web, tmp_path):
     [
         ("set.zip", {}, "starts with https"),
         ("file:///etc/passwd", {}, "starts with https"),
-        ("http://", {}, "http"),
+        ("http://", {}, "No host"),
+        ("http://[bad/x", {}, "starts with https"),
         ("http://127.0.0.1:9/x", {"digest": "abc"}, "expected 'md5:'"),
         ("http://127.0.0.1:9/x", {"digest": "sha1:" + "0" * 40}, "expected 'md5:'"),
     ],

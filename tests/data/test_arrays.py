@@ -192,7 +192,6 @@ def test_a_file_that_changes_while_it_is_read_is_refused(write, own_cache, monke
         ({"classes": np.array(["a", "b", "a"])}, "expected different ones"),
         ({f"{name}_labels": np.full(n, b"\xff") for name, n in COUNTS.items()}, "save them as str"),
         ({"train_groups": np.full(12, b"\xff")}, "save them as str"),
-        ({"classes": np.full(12, 0x110000, np.uint32).view("U4")}, "save them as str"),
         ({name: None for name in arrays()} | {"x": np.zeros(3)}, "MedMNIST's layout"),
         ({f"{name}_labels": np.zeros(n, int) for name, n in COUNTS.items()}, "one class only"),
     ],

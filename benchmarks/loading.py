@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader, Subset
 from torchvision import transforms
 
 from medvitlib.data import IMAGENET, PhantomOptions, Preprocessing, batches, normalise, open_dataset
-from medvitlib.data.catalog import find
+from medvitlib.data.finding import find
 from medvitlib.data.folder import scan
 from medvitlib.data.phantoms import picture
 from medvitlib.errors import DataError

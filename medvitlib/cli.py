@@ -5,6 +5,7 @@ import difflib
 import importlib.metadata
 import os
 import sys
+import textwrap
 
 from medvitlib.errors import MedvitError
 
@@ -51,7 +52,9 @@ def _parser() -> argparse.ArgumentParser:
         return command
 
     add(commands, "doctor", _doctor, "check this machine: packages, devices, data, weights, disk")
-    add(commands, "data", _data, "show the data roots and what each holds")
+    add(commands, "data", _data, "list the data roots and every known set: here or not, licence, citation, source")
+    get = add(commands, "fetch", _fetch, "download a known set, unless it is on disk")
+    get.add_argument("name", metavar="NAME", help="as `medvit data` lists it")
     weights = add(commands, "weights", _list_weights, "list or fetch pretrained weights")
     actions = weights.add_subparsers(metavar="ACTION")
     add(actions, "list", _list_weights, "show which pretrained weights are on disk and which can be reached")
@@ -76,9 +79,23 @@ def _doctor(options: argparse.Namespace) -> int:
 
 
 def _data(options: argparse.Namespace) -> int:
+    from medvitlib.data.listing import WIDTH, render, rows
     from medvitlib.doctor import check_data
 
-    print("\n".join(row.detail for row in check_data()))
+    for row in check_data():
+        print(
+            textwrap.fill(row.detail, WIDTH, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
+        )
+    print()
+    print(render(rows()))
+    print("\nTo have one that is not here: medvit fetch NAME. Rendered sets (phantom/...) are always here.")
+    return 0
+
+
+def _fetch(options: argparse.Namespace) -> int:
+    from medvitlib.data.fetching import fetch
+
+    print(fetch(options.name))
     return 0
 
 

@@ -6,6 +6,7 @@ outputs are the same however long a step took; the batch runner reads the file a
 """
 
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -43,6 +44,16 @@ def track(
             show(_line(description, min(count * step, total or count * step), total, now - start, unit))
             shown = now
     show("")  # an interruption leaves the last line standing, which is where it stopped
+
+
+def megabytes(process: subprocess.Popen, folder: Path, pattern: str) -> Iterator[int]:
+    """Wait for a process; yield each megabyte that the largest file of this name in `folder` grows by, for `track`."""
+    seen = 0
+    while process.poll() is None:
+        time.sleep(0.2)
+        size = max((f.stat().st_size for f in folder.rglob(pattern) if f.exists()), default=0) >> 20
+        yield from range(seen, size)
+        seen = max(seen, size)
 
 
 def _in_notebook() -> bool:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import cv2
 import numpy as np
@@ -64,7 +64,7 @@ def file_hashes(paths: Sequence[Path]) -> list[str]:
 def stored_files(paths: Sequence[Path], hashes: Sequence[str], size: tuple[int, int]) -> Stored:
     """The decoded images of `paths`, each resized to (height, width); grey (C = 1) if all of them are."""
 
-    def read(i: int) -> np.ndarray:
+    def read(i: int) -> bytes:
         try:
             data = paths[i].read_bytes()
         except OSError as error:
@@ -74,23 +74,28 @@ def stored_files(paths: Sequence[Path], hashes: Sequence[str], size: tuple[int, 
         if hashes[i] and hashlib.sha256(data).hexdigest() != hashes[i]:
             _index_path(paths).unlink(missing_ok=True)  # or the index was wrong: next time everything is hashed
             raise DataError(f"{paths[i]} changed while the data set was being opened: open it again.")
-        return fit(decode(data, paths[i].name), size)
+        return data
+
+    return stored_contents([path.name for path in paths], read, hashes, size)
+
+
+def stored_contents(
+    names: Sequence[str], read: Callable[[int], bytes], hashes: Sequence[str], size: tuple[int, int]
+) -> Stored:
+    """As `stored_files`, for encoded images from anywhere: `read(i)` gives one, or raises Unreadable."""
+
+    def make(i: int) -> np.ndarray:
+        return fit(decode(read(i), names[i]), size)
 
     def channels() -> Iterator[int]:
-        spread = np.linspace(0, len(paths) - 1, 16).astype(int)
-        yield 1 if all(_grey_or_bad(read, i) for i in np.unique(spread)) else 3
+        spread = np.linspace(0, len(names) - 1, 16).astype(int)
+        yield 1 if all(_grey_or_bad(make, i) for i in np.unique(spread)) else 3
         yield 3  # the sample was grey, but some image is not
 
     # The file's ending decides whether it counts as mislabelled, so it belongs to the key.
-    names = [f"{digest}{path.suffix.lower()}" for digest, path in zip(hashes, paths, strict=True)]
-    return stored(
-        {"files": names, "size": size, "decoder": DECODER_VERSION},
-        len(paths),
-        size,
-        read,
-        channels(),
-        "decoding images",
-    )
+    files = [f"{digest}{PurePath(name).suffix.lower()}" for digest, name in zip(hashes, names, strict=True)]
+    parameters = {"files": files, "size": size, "decoder": DECODER_VERSION}
+    return stored(parameters, len(names), size, make, channels(), "decoding images")
 
 
 def stored(

@@ -1,71 +1,51 @@
 """`open_dataset`: the one door, for a folder, a manifest, a set's name, or a rendered family."""
 
-import difflib
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from medvitlib.data import phantoms
+from medvitlib.data import huggingface, medmnist, phantoms
+from medvitlib.data.arrays import Opened, read_npz
 from medvitlib.data.cache import file_hashes, stored_files
 from medvitlib.data.dataset import Dataset, Quarantined
+from medvitlib.data.finding import any_case, find
 from medvitlib.data.folder import Listing, Sample, readable, scan
 from medvitlib.data.groups import assign_groups
+from medvitlib.data.known import KNOWN, known_name, plain
+from medvitlib.data.labels import check_positive
 from medvitlib.data.loading import Images
 from medvitlib.errors import DataError
-from medvitlib.paths import data_roots
-
-
-@dataclass(frozen=True)
-class KnownSet:
-    """A public set that this library has facts about.
-
-    Args:
-        folders: names its folder goes by in a data root.
-        positive: the class that a report calls positive.
-        source: where it is to be had.
-        kaggle: its name for `kaggle datasets download`.
-    """
-
-    folders: tuple[str, ...]
-    positive: str
-    source: str
-    kaggle: str
-
-
-KNOWN = {
-    "chest_xray": KnownSet(
-        folders=("chest_xray", "chest-xray-pneumonia"),
-        positive="PNEUMONIA",
-        source="Kermany et al., paediatric chest X-rays, CC BY 4.0",
-        kaggle="paultimothymooney/chest-xray-pneumonia",
-    )
-}
 
 
 def open_dataset(
-    source: str | Path,
+    source: Any,
     *,
     image_size: int | tuple[int, int] = 224,
     root: str | Path | None = None,
     positive: str | None = None,
     groups: str | Path | None = None,
     max_bad: float = 0.05,
-    **family_options,
+    **options,
 ) -> Dataset:
     """Open a data set; the first time its images are decoded and kept (see `medvitlib.data.cache`).
 
     Args:
-        source: a folder or CSV manifest (layouts in `medvitlib.data.folder`); the name of a set in a data root, in
-            any case (`"chest_xray"`); or a rendered family (`"phantom/cxr"`).
+        source: a folder or CSV manifest (layouts in `medvitlib.data.folder`); the name of a set in a data root
+            (`"chest_xray"`, `"paultimothymooney/blood-cells"`: see `medvitlib.data.known`; `"medmnist/pathmnist@64"`);
+            a rendered family (`"phantom/cxr"`); an .npz archive in MedMNIST's layout (`medvitlib.data.arrays`); or a
+            `datasets` object (`medvitlib.data.huggingface`). Case makes no difference.
         image_size: side, or (height, width), in pixels. Images are stretched to it.
         root: a folder searched for names before `$MEDVIT_DATA`, `data/`, `/kaggle/input` and the cache folder.
-        positive: the positive class of a two-class set; known for `chest_xray` and `phantom/cxr`.
+        positive: the positive class of a two-class set; known for `chest_xray`, `sarscov2_ct`, `phantom/cxr` and
+            MedMNIST's. Where an image can have several findings, the one to tell from its absence.
         groups: which images belong together: a side-car CSV, a pattern's name, or a regular expression
             (`medvitlib.data.groups.assign_groups`); None finds out by itself.
         max_bad: share of unusable images above which an error is raised instead of a warning.
-        family_options: of a rendered family: see `medvitlib.data.phantoms.PhantomOptions`.
+        options: of a rendered family, see `medvitlib.data.phantoms.PhantomOptions`; image_column, label_column and
+            group_column of a `datasets` object.
 
     Returns:
         a Dataset. Unusable files are in its `quarantine`, and summed up in one warning.
@@ -77,39 +57,34 @@ def open_dataset(
     if str(source).lower().startswith("phantom/"):
         if groups is not None or root is not None:
             raise DataError(f"{source} is rendered: it takes no groups or root. It takes {phantoms.options()}.")
-        return phantoms.render(str(source).lower(), size, positive=positive, **family_options)
-    if family_options:
-        raise DataError(f"{sorted(family_options)}: options of rendered sets (phantom/...), not of {source}.")
+        return phantoms.render(str(source).lower(), size, positive=positive, **options)
     if not 0 <= max_bad <= 1:
         raise DataError(f"max_bad={max_bad}: expected a share between 0 and 1.")
-    place, name = find(source, root)
-    listing = scan(place)
-    classes = sorted({sample.label for sample in listing.samples})
-    known = KNOWN.get(name)
-    if positive is None and known and known.positive in classes:
-        positive = known.positive
-    if positive is not None and positive not in classes:
-        raise DataError(f"positive={positive!r} is no class of {place}: expected one of {classes}.")
-
-    paths = [sample.path for sample in listing.samples]
-    hashes = file_hashes(paths)
-    decoded = stored_files(paths, hashes, size)
-    reasons = _filed_twice(listing.samples, hashes) | decoded.reasons
-    quarantine = [Quarantined(readable(str(paths[i])), reasons[i]) for i in sorted(reasons)]
+    opened = _opened(source, size, root, positive, options)
+    listing, hashes, decoded = opened.listing, opened.hashes, opened.decoded
+    clashes = _filed_twice(listing.samples, hashes)
+    if opened.whole and clashes:
+        i = min(clashes)
+        note = (
+            f"{listing.samples[i].id}, {clashes[i]}: {len(clashes)} such images are kept, so that the parts stay whole."
+        )
+        listing = replace(listing, notes=list(dict.fromkeys([*listing.notes, note])))  # once, of a saved set
+    reasons = decoded.reasons if opened.whole else clashes | decoded.reasons
+    quarantine = [Quarantined(readable(str(listing.samples[i].path)), reasons[i]) for i in sorted(reasons)]
     _judge(listing, quarantine, max_bad)
     quarantine += [
         Quarantined(readable(str(p)), f"not an image: its name ends in {p.suffix}") for p in listing.side_files
     ]
-    good = np.array([i for i in range(len(paths)) if i not in reasons])
+    good = np.array([i for i in range(len(listing.samples)) if i not in reasons])
     # last, so that a file that is left out anyway needs no group; what was decoded by then is kept
     listing, groups_known = assign_groups(replace(listing, samples=[listing.samples[i] for i in good]), groups)
-    samples = listing.samples
+    samples, number = listing.samples, {name: k for k, name in enumerate(opened.classes)}
     return Dataset(
-        name=name,
-        classes=classes,
-        positive=positive,
+        name=opened.name,
+        classes=opened.classes,
+        positive=positive or opened.positive,
         ids=np.array([sample.id for sample in samples]),
-        labels=np.array([classes.index(sample.label) for sample in samples], dtype=np.int64),
+        labels=np.array([number[sample.label] for sample in samples], dtype=np.int64),
         groups=np.array([sample.group for sample in samples]),
         groups_known=groups_known,
         splits=np.array([sample.split for sample in samples]),
@@ -120,66 +95,33 @@ def open_dataset(
     )
 
 
-def find(source: str | Path, root: str | Path | None = None) -> tuple[Path, str]:
-    """Where a set lies, and its name: an existing path, else a folder of that name in a data root.
-
-    Raises:
-        DataError: naming what is missing, the ways to get it, and the folders searched.
-    """
-    path = Path(source).expanduser()
-    looks_like_path = isinstance(source, Path) or "/" in str(source) or path.suffix.lower() == ".csv"
-    if looks_like_path or path.exists():
-        folder = path.absolute()
-        return folder, _known_name(folder.stem if folder.suffix.lower() == ".csv" else folder.name)
-    name = _known_name(str(source))
-    roots = data_roots(root)
-    wanted = {_plain(folder) for folder in (KNOWN[name].folders if name in KNOWN else (name,))}
-    for place in (folder for top in roots for folder in _candidates(top)):
-        if _plain(place.name) in wanted:
-            return place, name
-    raise DataError(_missing(name, roots))
-
-
-def _candidates(root: Path) -> list[Path]:
-    """The root itself and its folders; Kaggle also mounts sets as datasets/OWNER/NAME."""
-    below = [path for pattern in ("*", "datasets/*/*") for path in sorted(root.glob(pattern)) if path.is_dir()]
-    return [root, *below]
-
-
-def _plain(name: str) -> str:
-    return name.casefold().replace("-", "_").replace(" ", "_")
-
-
-def _known_name(name: str) -> str:
-    """The catalogue's name for a folder that goes by one of its names, else the name itself."""
-    for known, facts in KNOWN.items():
-        if _plain(name) in {_plain(folder) for folder in facts.folders}:
-            return known
-    return name
-
-
-def _missing(name: str, roots: list[Path]) -> str:
-    present = sorted({path.name for root in roots for path in root.glob("*") if path.is_dir()})
-    near = difflib.get_close_matches(_plain(name), [*KNOWN, *phantoms.FAMILIES, *map(_plain, present)], n=1, cutoff=0.6)
-    searched = ", ".join(map(str, roots)) or "none exists (MEDVIT_DATA is not set, and there is no data/)"
-    lines = [f"no data set called {name!r} was found."]
-    if name in KNOWN:
-        facts = KNOWN[name]
-        lines += [
-            f"It is {facts.source}. Three ways to have it:",
-            f"  1. download it: `kaggle datasets download -d {facts.kaggle} -p data --unzip`, or from "
-            f"https://www.kaggle.com/datasets/{facts.kaggle} unpacked to data/{name}; on Kaggle, add it as an input;",
-            f"  2. have it elsewhere: set MEDVIT_DATA to the folder that holds {name}/, or pass its path;",
-            f"  3. do without: open {next(iter(phantoms.FAMILIES))!r}, which is rendered.",
-        ]
-    else:
-        if near:
-            lines.append(f"Did you mean {near[0]!r}?")
-        lines.append(f"Known names: {', '.join([*KNOWN, *phantoms.FAMILIES])}; found: {', '.join(present) or 'none'}.")
-        lines.append(
-            "For a folder of your own, pass its path, or put it into data/ or a folder that MEDVIT_DATA names."
-        )
-    return "\n".join([*lines, f"Folders searched: {searched}."])
+def _opened(source: Any, size: tuple[int, int], root: str | Path | None, positive: str | None, options: dict) -> Opened:
+    """Samples, classes and decoded images, from whatever kind of source it is."""
+    if huggingface.is_datasets(source):
+        if root is not None or (unknown := set(options) - {"image_column", "label_column", "group_column"}):
+            given = "root" if root is not None else sorted(unknown)
+            raise DataError(f"{given}: a datasets object takes image_column, label_column and group_column.")
+        return huggingface.read_datasets(source, size, positive=positive, **options)
+    if options:
+        raise DataError(f"{sorted(options)}: options of rendered sets (phantom/...), not of {source}.")
+    if not isinstance(source, str | Path):
+        raise DataError(f"source is a {type(source).__name__}: expected a path, a name, or a datasets object.")
+    if str(source).lower().endswith(".npz"):
+        path = any_case(Path(source).expanduser().absolute())
+        return read_npz(path, size, positive=positive, facts=medmnist.facts_of_file(path))
+    if str(source).lower().startswith(medmnist.PREFIX) and not Path(source).exists():
+        return medmnist.open_medmnist(str(source), size, root, positive)
+    place, name = find(source, root)
+    listing = scan(place)
+    classes, known, usual = sorted({sample.label for sample in listing.samples}), KNOWN.get(name), None
+    if known and known.positive:  # its folders may be spelled in another case
+        usual = next((label for label in classes if plain(label) == plain(known.positive)), None)
+    if known and not any(known_name(part) == name for part in place.parts):
+        listing.notes.append(f"{place} was taken for {name}, because of its class folders.")
+    check_positive(positive, classes, str(place))
+    paths = [sample.path for sample in listing.samples]
+    hashes = file_hashes(paths)
+    return Opened(name, listing, classes, usual, hashes, stored_files(paths, hashes, size), whole=False)
 
 
 def _size(image_size: int | tuple[int, int]) -> tuple[int, int]:

@@ -187,6 +187,8 @@ def _check(source: Path, listing: Listing) -> None:
     layout = "one folder a class (FOLDER/CLASS/image.png), or train/val/test folders that hold such class folders"
     manifests = sorted(path.name for path in source.glob("*.csv"))
     hint = f" It holds {', '.join(manifests)}: if one lists path and class, open that file." if manifests else ""
+    if arrays := sorted(path.name for path in source.glob("*.npz")):
+        hint += f" It holds {', '.join(arrays[:5])}: open such a file by its own path."
     if not classes:
         loose = sum(map(_loose, (listing.folder, *_folders(listing.folder))))
         what = f"holds {loose} images but no class folders" if loose else "holds no images"

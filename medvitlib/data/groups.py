@@ -10,8 +10,9 @@ from medvitlib.errors import DataError
 
 PATTERNS = {"kermany": r"(?:^|/)(person\d+|(?:NORMAL2-)?IM-\d+)[_-][^/]*$"}
 """Named patterns, searched in the id; the one bracketed group is the patient's id."""
-SIDE_CARS = ("groups.csv", "manifest.csv")
-"""Files looked for, in any case, in the set's folder and the two above it, with columns path and group."""
+SIDE_CARS = ("groups.csv", "source_groups.csv", "manifest.csv")
+"""Files looked for, in any case, in the set's folder and the two above it, with columns path and group; of
+source_groups.csv they are split, class, file and source: the photograph that a file was made from."""
 
 
 def assign_groups(listing: Listing, groups: str | Path | None) -> tuple[Listing, bool]:
@@ -71,12 +72,18 @@ def _side_cars(folder: Path) -> list[Path]:
 def _from_csv(listing: Listing, path: Path, must_match: bool) -> list[str] | None:
     if not path.is_file():
         raise DataError(f"groups={str(path)!r}: no such file. Expected a CSV with columns path and group.")
+    sources = path.name.lower() == "source_groups.csv"
     try:
-        rows = read_rows(path, (("path",), ("group",)))
+        rows = read_rows(path, (("file",), ("source",)) if sources else (("path",), ("group",)))
     except DataError:
         if must_match:
             raise
         return None  # some other CSV that happens to be called manifest.csv
+    if sources:
+        folders = [[row.get(part, "") for part in ("split", "class", "file")] for row in rows]
+        rows = [
+            {"path": "/".join(filter(None, f)), "group": row["source"]} for f, row in zip(folders, rows, strict=True)
+        ]
     files = [os.path.abspath(sample.path) for sample in listing.samples]
     for folder in (path.parent, listing.folder):
         listed: dict[str, str] = {}

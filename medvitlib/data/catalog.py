@@ -92,6 +92,7 @@ def open_dataset(
         images=Images(decoded, good),
         quarantine=quarantine,
         notes=listing.notes,
+        files=None if opened.whole else np.array([str(sample.path) for sample in samples]),
     )
 
 

@@ -37,6 +37,7 @@ class Dataset(torch.utils.data.Dataset):
         quarantine: files left out, with reasons.
         notes: remarks about what was found, in plain words.
         mask_of: evidence mask of an id, bool (H, W), where the images are rendered.
+        files: str (N,): absolute path of each image's file; None where images are not files.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Dataset(torch.utils.data.Dataset):
     quarantine: list[Quarantined] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     mask_of: Callable[[str], np.ndarray] | None = None
+    files: np.ndarray | None = None
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -94,10 +96,11 @@ class Dataset(torch.utils.data.Dataset):
         indices = np.asarray(indices)
         rows = np.flatnonzero(indices) if indices.dtype == bool else indices.astype(int)
         arrays = {name: getattr(self, name)[rows] for name in ("ids", "labels", "groups", "splits", "hashes")}
-        return replace(self, **arrays, images=self.images.take(rows))
+        files = None if self.files is None else self.files[rows]
+        return replace(self, **arrays, images=self.images.take(rows), files=files)
 
     def mask(self, i: int) -> np.ndarray | None:
-        """Where the evidence for the positive class lies in image i, bool (H, W); None for real images."""
+        """Where the evidence for its class lies in image i, bool (H, W); None for real images."""
         return None if self.mask_of is None else self.mask_of(self.ids[i])
 
     def summary(self):

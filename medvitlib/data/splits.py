@@ -1,7 +1,7 @@
 """Train, validation and test without a patient on two sides."""
 
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -42,7 +42,10 @@ class Split:
         return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def split(ds: Dataset, *, val: float = 0.2, test: float = 0.2, seed: int = 0) -> Split:
+BY = ("groups", "clusters", "images")
+
+
+def split(ds: Dataset, *, val: float = 0.2, test: float = 0.2, seed: int = 0, by: str = "groups") -> Split:
     """Cut a data set in three: every class in the same share, every group (patient) on one side.
 
     Official parts are used where they exist: the test part always, the validation part if it has at least 20 images a
@@ -53,12 +56,17 @@ def split(ds: Dataset, *, val: float = 0.2, test: float = 0.2, seed: int = 0) ->
         val: share of the images for validation: of all of them, or of those outside the official test.
         test: share of all images for the test part; ignored where there is an official one.
         seed: another seed, another cut.
+        by: what stays together. "groups": patients, as the data set has them. "clusters": images that show the same
+            thing too (`medvitlib.data.near`; open the set at 224 pixels); where patients are not known, clusters take
+            their place, a lower bound on who belongs together. "images": nothing, to show what that does to a score.
 
     Raises:
         DataError: for shares that leave nothing over, or a class with too few groups to go round.
     """
     if not len(ds):
         raise DataError(f"{ds.name!r} has no images to split.")
+    if by not in BY:
+        raise DataError(f"by={by!r}: expected one of {', '.join(BY)}.")
     in_test, in_val = ds.splits == "test", ds.splits == "val"
     official = in_test.any()
     if not (0 < val < 1 and (official or (test > 0 and val + test < 1))):
@@ -68,11 +76,14 @@ def split(ds: Dataset, *, val: float = 0.2, test: float = 0.2, seed: int = 0) ->
             f"{ds.name!r} has no training images: {in_val.sum()} lie in val and {in_test.sum()} in test, 0 elsewhere."
         )
     notes = list(ds.notes)
-    if not ds.groups_known:
-        notes.append("patients are not known for all images: images of one patient may stand on both sides.")
-    units = _units(ds)
-    if joined := len(np.unique(ds.groups)) - len(np.unique(units)):
-        notes.append(f"identical files are filed under different groups: {joined} more joined to keep them together.")
+    if by == "clusters":
+        ds, units = _clustered(ds, notes)
+    else:
+        units = np.arange(len(ds)) if by == "images" else joined(ds.groups, ds.hashes)
+        if not ds.groups_known:
+            notes.append("patients are not known for all images: images of one patient may stand on both sides.")
+        if by == "groups" and (more := len(np.unique(ds.groups)) - len(np.unique(units))):
+            notes.append(f"identical files are filed under different groups: {more} more joined to keep them together.")
 
     if in_val.any() and (small := _smallest_class(ds, in_val)) < MIN_VAL:
         counts = ", ".join(f"{n} {name}" for n, name in zip(_counts(ds, in_val), ds.classes, strict=True))
@@ -101,6 +112,10 @@ def split(ds: Dataset, *, val: float = 0.2, test: float = 0.2, seed: int = 0) ->
         _note_share(notes, "test", in_test.sum() / len(ds), test)
     parts = {"train": ~in_test & ~in_val, "val": in_val, "test": in_test}
     _check_disjoint(ds, units, parts, origin, notes)
+    if by == "images" and ds.groups_known:
+        sides = [set(ds.groups[chosen]) for chosen in parts.values()]
+        torn = sum(len(side) for side in sides) - len(set().union(*sides))
+        notes.append(f"split by image, on purpose: {torn} groups stand in more than one part. Scores are too good.")
     return Split(**{name: ds.subset(chosen) for name, chosen in parts.items()}, notes=notes)
 
 
@@ -116,16 +131,39 @@ def duplicates(ds: Dataset):
     return pd.DataFrame({"cluster": number} | {name: values[order] for name, values in columns.items()})
 
 
-def _units(ds: Dataset) -> np.ndarray:
-    """What must not be cut apart, int (N,): connected components of images that share a group or a hash."""
+def joined(*keys: np.ndarray) -> np.ndarray:
+    """What must not be cut apart, int (N,): connected components of images that share a value in any of the (N,) keys.
+
+    For instance `joined(ds.groups, ds.hashes)`.
+    """
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    groups = np.unique(ds.groups, return_inverse=True)[1]
-    hashes = np.unique(ds.hashes, return_inverse=True)[1] + groups.max() + 1
-    n = hashes.max() + 1
-    graph = coo_array((np.ones(len(ds)), (groups, hashes)), shape=(n, n))
-    return connected_components(graph, directed=False)[1][groups]
+    first = np.unique(keys[0], return_inverse=True)[1]
+    for key in keys[1:]:
+        other = np.unique(key, return_inverse=True)[1] + first.max() + 1
+        n = other.max() + 1
+        graph = coo_array((np.ones(len(first)), (first, other)), shape=(n, n))
+        first = connected_components(graph, directed=False)[1][first]
+    return first
+
+
+def _clustered(ds: Dataset, notes: list[str]) -> tuple[Dataset, np.ndarray]:
+    """The data set and its units when near-duplicates stay together; unknown groups are replaced by clusters."""
+    from medvitlib.data.near import near_duplicates
+
+    clusters = near_duplicates(ds).clusters(len(ds))
+    units = joined(clusters, ds.hashes, ds.groups)
+    if ds.groups_known:
+        if more := len(np.unique(ds.groups)) - len(np.unique(units)):
+            notes.append(f"near-duplicates join groups that were separate: {more} fewer.")
+        return ds, units
+    notes.append(
+        f"patients are not known: {units.max() + 1} clusters of near-duplicates among {len(ds)} images take their "
+        "place, a lower bound on who belongs together."
+    )
+    names = np.array([f"cluster{number:05d}" for number in units])
+    return replace(ds, groups=names, groups_known=True), units
 
 
 def _cut(ds: Dataset, units: np.ndarray, pool: np.ndarray, share: float, seed: int, name: str) -> np.ndarray:

@@ -1,0 +1,183 @@
+"""What an audit computes from the pictures: features, and how well a simple classifier does on them.
+
+Every score here is out of fold: each image is judged by a classifier that has seen neither it nor any image of its
+unit (patient, or cluster of near-duplicates).
+"""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import cv2
+import numpy as np
+
+from medvitlib.data import Dataset
+from medvitlib.data.cache import WORKERS, one_opencv_thread
+from medvitlib.errors import WeightsError
+from medvitlib.evaluation import Estimate, score
+from medvitlib.progress import track
+
+GRID = 20
+"""Cells a side of the thumbnails that the baselines see."""
+RING, CENTRE = 2, 10
+"""Cells of the border ring (10 % of the side), and side of the masked centre (half of it)."""
+FOLDS = 5
+NETWORK, NETWORK_SIZE = "vit_small_patch14_dinov2", 84
+"""Whose features serve as an embedding, at 36 patches an image: a quarter of the time of 168 pixels."""
+_COMPONENTS = 128  # of the embedding: a classifier on them is ten times faster
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says of itself: height and width in pixels, Pillow's mode ("L", "RGB", ...), bytes."""
+
+    height: int
+    width: int
+    mode: str
+    size: int
+
+
+def headers(ds: Dataset) -> list[Header] | None:
+    """Of each file, without decoding it; None where the images are not files."""
+    if ds.files is None:
+        return None
+    with ThreadPoolExecutor(WORKERS) as pool:
+        return list(track(pool.map(_header, ds.files), "reading headers", total=len(ds)))
+
+
+def _header(path: str) -> Header:
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            return Header(image.height, image.width, image.mode, os.path.getsize(path))
+    except OSError:  # Pillow cannot identify some TIFFs that OpenCV reads
+        image = cv2.imread(path, cv2.IMREAD_UNCHANGED)
+        h, w = image.shape[:2] if image is not None else (0, 0)
+        return Header(h, w, "?", os.path.getsize(path) if os.path.exists(path) else 0)
+
+
+def thumbnails(ds: Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """Mean colours of a `GRID` x `GRID` raster, float32 (N, GRID, GRID, C), and mean and deviation of each colour
+    over the whole image, float32 (N, 2 C)."""
+    cells = np.empty((len(ds), GRID, GRID, ds.channels), np.float32)
+    colours = np.empty((len(ds), 2 * ds.channels), np.float32)
+
+    def look(i: int) -> None:
+        image = np.ascontiguousarray(ds.images[i])
+        cells[i] = cv2.resize(image, (GRID, GRID), interpolation=cv2.INTER_AREA).reshape(GRID, GRID, -1)
+        mean, deviation = cv2.meanStdDev(image)
+        colours[i] = np.concatenate([mean, deviation])[:, 0]
+
+    with one_opencv_thread(), ThreadPoolExecutor(WORKERS) as pool:
+        for _ in track(pool.map(look, range(len(ds))), "thumbnails", total=len(ds)):
+            pass
+    return cells, colours
+
+
+def embedding(ds: Dataset, weights: str | None = "auto") -> tuple[np.ndarray | None, str]:
+    """Features of a frozen pretrained network (N, D) and what they are; None, with the reason, without weights."""
+    if weights is None:
+        return None, "no pretrained network was asked for"
+    from medvitlib.models.zoo import build
+    from medvitlib.training.features import extract_features
+
+    try:
+        model = build(
+            NETWORK, len(ds.classes), image_size=NETWORK_SIZE, pool="token_mean", weights=weights, quiet=True
+        )
+    except WeightsError as error:
+        return None, f"no pretrained weights: {str(error).splitlines()[0]}"
+    return extract_features(model, _shrunk(ds)), f"{NETWORK} at {NETWORK_SIZE} px"
+
+
+class _Shrunk:
+    """Stored images seen at `NETWORK_SIZE`, so that a set need not be decoded twice."""
+
+    def __init__(self, images):
+        self.images, (n, _, _, c) = images, images.shape
+        self.shape, self.dtype, self.ndim = (n, NETWORK_SIZE, NETWORK_SIZE, c), images.dtype, 4
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def planes(self, index) -> np.ndarray:
+        rows = np.atleast_1d(index)
+        out = np.empty((len(rows), self.shape[3], *self.shape[1:3]), np.uint8)
+        for row, image in zip(out, self.images.planes(rows), strict=True):
+            for target, plane in zip(row, image, strict=True):
+                cv2.resize(plane, self.shape[1:3], dst=target, interpolation=cv2.INTER_AREA)
+        return out
+
+    def take(self, index) -> "_Shrunk":
+        return _Shrunk(self.images.take(index))
+
+
+def _shrunk(ds: Dataset) -> Dataset:
+    """Its hashes say from what size, for features are kept under them."""
+    h, w = ds.image_size
+    hashes = np.array([f"{digest} from {h}x{w}" for digest in ds.hashes])
+    return replace(ds, images=_Shrunk(ds.images), hashes=hashes)
+
+
+def reduced(features: np.ndarray) -> np.ndarray:
+    """The leading principal components of standardised features, at most `_COMPONENTS`: (N, D) to (N, d)."""
+    from sklearn.decomposition import PCA
+    from sklearn.preprocessing import StandardScaler
+
+    scaled = StandardScaler().fit_transform(features)
+    if scaled.shape[1] <= _COMPONENTS:
+        return scaled
+    return PCA(min(_COMPONENTS, len(scaled) - 1), random_state=0).fit_transform(scaled).astype(np.float32)
+
+
+def shortcut_features(
+    cells: np.ndarray, colours: np.ndarray, files: list[Header] | None
+) -> dict[str, np.ndarray | str]:
+    """What each baseline may look at, (N, D); a sentence instead where there is nothing to look at."""
+    n, at = len(cells), (GRID - CENTRE) // 2
+    ring, centre = np.ones((GRID, GRID), bool), np.zeros((GRID, GRID), bool)
+    ring[RING:-RING, RING:-RING] = False
+    centre[at : at + CENTRE, at : at + CENTRE] = True
+    return {
+        "mean colour": colours,
+        "image size": _sizes(files),
+        "border ring": cells[:, ring].reshape(n, -1),
+        "centre masked": cells[:, ~centre].reshape(n, -1),
+    }
+
+
+def _sizes(files: list[Header] | None) -> np.ndarray | str:
+    if files is None:
+        return "the images are not files"
+    h, w = (np.array([getattr(f, side) for f in files], float).clip(1) for side in ("height", "width"))
+    modes = sorted({f.mode for f in files})
+    columns = [h, w, np.log(h * w), np.log(w / h), np.log([max(f.size, 1) for f in files])]
+    columns += [np.array([f.mode == mode for f in files], float) for mode in modes[1:]]
+    table = np.stack(columns, axis=1)
+    return table if (table.std(0) > 0).any() else "all files have the same size"
+
+
+def out_of_fold(x: np.ndarray, labels: np.ndarray, units: np.ndarray, strength: float = 0.01) -> np.ndarray | None:
+    """Probabilities (N, K) of a logistic regression, each from the folds without the image's unit.
+
+    None where a class has fewer than two units.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    folds = min(FOLDS, min(len(np.unique(units[labels == k])) for k in np.unique(labels)))
+    if folds < 2:
+        return None
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=200))
+    cut = StratifiedGroupKFold(folds, shuffle=True, random_state=0)
+    return cross_val_predict(model, x, labels, groups=units, cv=cut, method="predict_proba")
+
+
+def auroc(ds: Dataset, probabilities: np.ndarray, units: np.ndarray, n_boot: int) -> Estimate:
+    """AUROC, for more than two classes the macro mean of one against the rest; units are drawn for its interval."""
+    positive = (ds.positive or ds.classes[1]) if len(ds.classes) == 2 else None
+    found = score(ds.labels, probabilities, classes=ds.classes, positive=positive, groups=units, n_boot=n_boot)
+    return found["auroc" if positive else "auroc_macro"]

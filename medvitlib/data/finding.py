@@ -38,11 +38,14 @@ def find(source: str | Path, root: str | Path | None = None) -> tuple[Path, str]
     path = Path(source).expanduser()
     if known is None and (isinstance(source, Path) or "/" in str(source) or path.suffix.lower() == ".csv"):
         return _given(path)
-    if os.path.exists(any_case(path.absolute())) and not (known and "/" in str(source)):
-        return _given(path)  # a folder of that name where the user stands
+    here = os.path.exists(any_case(path.absolute()))  # a folder of that name where the user stands
+    if here and "/" not in str(source):
+        return _given(path)
     name, roots = known or str(source), data_roots(root)
     if place := where(name, roots):
         return place, name
+    if here:
+        return _given(path)
     raise DataError(_missing(name, roots))
 
 

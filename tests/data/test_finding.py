@@ -109,6 +109,13 @@ def test_a_folder_of_another_kaggle_owner_is_a_path(own_roots):
         open_dataset("someone/chest-xray")
 
 
+def test_kaggles_name_is_a_path_only_where_no_root_has_the_set(own_roots, write_classes):
+    write_classes(finding.Path("paultimothymooney/blood-cells"), BLOOD)
+    assert find("paultimothymooney/blood-cells")[0] == finding.Path.cwd() / "paultimothymooney" / "blood-cells"
+    write_classes(own_roots / "blood_cells", BLOOD)
+    assert find("paultimothymooney/blood-cells")[0] == own_roots / "blood_cells"
+
+
 def test_paths_match_in_any_case(tmp_path, monkeypatch, write_classes):
     folder = write_classes(tmp_path / "data" / "chest_xray", {"a": 2, "b": 2})
     (folder / "list.csv").write_text("path,class\na/img_0.png,a\nb/img_0.png,b\n")

@@ -55,6 +55,14 @@ def _parser() -> argparse.ArgumentParser:
     add(commands, "data", _data, "list the data roots and every known set: here or not, licence, citation, source")
     get = add(commands, "fetch", _fetch, "download a known set, unless it is on disk")
     get.add_argument("name", metavar="NAME", help="as `medvit data` lists it")
+    check = add(commands, "audit", _audit, "copies, leaks, shortcuts and doubtful labels of a data set")
+    check.add_argument("data", metavar="PATH", help="a folder of class folders, a manifest, a .npz, or a set's name")
+    check.add_argument("--size", type=int, default=224, help="pixels a side (default: 224)")
+    check.add_argument("--positive", metavar="CLASS", help="the positive one of two classes")
+    check.add_argument("--groups", metavar="CSV", help="which images belong together: a CSV, a pattern or its name")
+    check.add_argument("--out", metavar="DIR", help="where the pictures and the JSON go (default: runs/audit-NAME)")
+    check.add_argument("--no-network", action="store_true", help="without pretrained features, on thumbnails")
+    check.add_argument("--leaky", action="store_true", help="of a rendered set (phantom/...): with leaks put in")
     weights = add(commands, "weights", _list_weights, "list or fetch pretrained weights")
     actions = weights.add_subparsers(metavar="ACTION")
     add(actions, "list", _list_weights, "show which pretrained weights are on disk and which can be reached")
@@ -96,6 +104,19 @@ def _fetch(options: argparse.Namespace) -> int:
     from medvitlib.data.fetching import fetch
 
     print(fetch(options.name))
+    return 0
+
+
+def _audit(options: argparse.Namespace) -> int:
+    from medvitlib.audit import audit
+    from medvitlib.data import open_dataset
+
+    rendered = {"leaky": True} if options.leaky else {}
+    chosen = {"positive": options.positive, "groups": options.groups, "image_size": options.size}
+    ds = open_dataset(options.data, **chosen, max_bad=0.5, **rendered)
+    found = audit(ds, weights=None if options.no_network else "auto")
+    print(found)
+    print(f"\nPictures and audit.json: {found.save(options.out)}")
     return 0
 
 

@@ -4,7 +4,6 @@ Every function returns a matplotlib Figure that belongs to nobody else: a notebo
 """
 
 import numpy as np
-import pandas as pd
 from matplotlib.figure import Figure, SubFigure
 
 from medvitlib.data import Dataset, Split
@@ -27,12 +26,12 @@ def show_samples(
         of_class = np.flatnonzero(dataset.labels == label)
         chosen = np.sort(rng.choice(of_class, min(columns, len(of_class)), replace=False))
         for column, axis in enumerate(axes[label]):
-            _clean(axis)
+            bare(axis)
             if column >= len(chosen):
                 axis.set_visible(False)
                 continue
             index = int(chosen[column])
-            _image(axis, dataset.images[index])
+            draw_image(axis, dataset.images[index])
             if masks and (mask := dataset.mask(index)) is not None and mask.any():
                 axis.contour(mask, levels=[0.5], colors=[OUTLINE], linewidths=1.4)
             axis.set_title(str(dataset.groups[index])[-22:], fontsize=8, color="0.35")
@@ -50,8 +49,8 @@ def draw_patches(image: np.ndarray, patch_sizes: tuple[int, ...] = (7, 16, 32)) 
     height, width = image.shape[:2]
     figure = Figure(figsize=(3.5 * len(patch_sizes), 3.9), layout="constrained")
     for axis, patch in zip(figure.subplots(1, len(patch_sizes), squeeze=False)[0], patch_sizes, strict=True):
-        _clean(axis)
-        _image(axis, image)
+        bare(axis)
+        draw_image(axis, image)
         rows, columns = height // patch, width // patch
         xs, ys = np.arange(columns + 1) * patch - 0.5, np.arange(rows + 1) * patch - 0.5
         axis.vlines(xs, -0.5, ys[-1], colors=OUTLINE, linewidth=0.6)
@@ -74,8 +73,8 @@ def patch_sequence(image: np.ndarray, patch: int, first: int = 12) -> Figure:
     figure = Figure(figsize=(0.85 * shown, 1.15), layout="constrained")
     for offset, axis in enumerate(figure.subplots(1, shown, squeeze=False)[0]):
         column = start + offset
-        _clean(axis)
-        _image(axis, image[row * patch : (row + 1) * patch, column * patch : (column + 1) * patch])
+        bare(axis)
+        draw_image(axis, image[row * patch : (row + 1) * patch, column * patch : (column + 1) * patch])
         axis.set_title(str(row * columns + column), fontsize=8, color="0.35")
     return figure
 
@@ -106,22 +105,6 @@ def plot_counts(parts: Split) -> Figure:
     return figure
 
 
-def show_duplicates(dataset: Dataset, table: pd.DataFrame, most: int = 6) -> Figure:
-    """The first two files of each cluster that `duplicates` found, one above the other, with their ids."""
-    if not len(table):
-        raise DataError(f"{dataset.name!r} has no duplicates to show.")
-    pairs = [rows.id.iloc[:2] for _, rows in table.groupby("cluster")][:most]
-    position = {name: i for i, name in enumerate(dataset.ids)}
-    figure = Figure(figsize=(2.1 * len(pairs), 4.4), layout="constrained")
-    axes = figure.subplots(2, len(pairs), squeeze=False)
-    for column, pair in enumerate(pairs):
-        for axis, name in zip(axes[:, column], pair, strict=True):
-            _clean(axis)
-            _image(axis, dataset.images[position[name]])
-            axis.set_title(name[-26:], fontsize=7, color="0.35")
-    return figure
-
-
 def show_recipe(dataset: Dataset, name: str, index: int = 0, draws: int = 6, masks: bool = False) -> Figure:
     """One image as it is, then what an augmentation recipe makes of it; with `masks`, known evidence is outlined."""
     from medvitlib.data import augmented  # torchvision takes a second to import, and no other picture needs it
@@ -132,8 +115,8 @@ def show_recipe(dataset: Dataset, name: str, index: int = 0, draws: int = 6, mas
     for draw, axis in enumerate(figure.subplots(1, draws + 1, squeeze=False)[0]):
         drawn.set_epoch(draw)
         shown = drawn if draw else one
-        _clean(axis)
-        _image(axis, shown.images[0])
+        bare(axis)
+        draw_image(axis, shown.images[0])
         if masks and (mask := shown.mask(0)) is not None and mask.any():
             axis.contour(mask, levels=[0.5], colors=[OUTLINE], linewidths=1.4)
         axis.set_title(f"draw {draw}" if draw else "as it is", fontsize=8, color="0.35")
@@ -160,14 +143,15 @@ def plot_position_embedding(
             drawn = axis.imshow(likeness, cmap="cividis", vmin=-0.2, vmax=1)
             axis.plot(column, row, "o", markerfacecolor="none", markeredgecolor="white", markersize=9)
             axis.set_title(f"{name} {h} × {w}\npatch in row {row}, column {column}", fontsize=9, color=INK)
-            _clean(axis)
+            bare(axis)
     figure.colorbar(drawn, ax=axes, shrink=0.75, label="cosine similarity")
     return figure
 
 
-def _image(axis, image: np.ndarray) -> None:
+def draw_image(axis, image: np.ndarray) -> None:
+    """An image (H, W, C) on an axis; a small one with its pixels visible."""
     grey = image.shape[2] == 1
-    small = max(image.shape[:2]) < 64  # tiny images are enlarged with their pixels visible
+    small = max(image.shape[:2]) < 64
     axis.imshow(
         image[..., 0] if grey else image,
         cmap="gray" if grey else None,
@@ -177,7 +161,8 @@ def _image(axis, image: np.ndarray) -> None:
     )
 
 
-def _clean(axis) -> None:
+def bare(axis) -> None:
+    """No ticks and no frame."""
     axis.set_xticks([])
     axis.set_yticks([])
     for spine in axis.spines.values():

@@ -1,0 +1,225 @@
+"""Is my data safe to report on? Copies, leaks, shortcuts and doubtful labels of a data set, in one call.
+
+    audit(open_dataset("my_images", image_size=224)).save(folder)
+
+It stands above all other rooms but `evaluate`, for it needs a data set, a pretrained network and intervals.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from medvitlib.audit import measures
+from medvitlib.audit.findings import Finding, findings
+from medvitlib.audit.leaks import counts, overlap, pair_table, suspects
+from medvitlib.data import Dataset
+from medvitlib.data.near import near_duplicates
+from medvitlib.data.splits import joined
+from medvitlib.errors import DataError
+from medvitlib.evaluation import Estimate
+from medvitlib.evaluation.result import jsonable
+from medvitlib.paths import runs_dir
+from medvitlib.training.run import write_json
+
+__all__ = ["Audit", "Finding", "audit"]
+
+
+@dataclass(frozen=True, eq=False)
+class Audit:
+    """What was found.
+
+    Args:
+        dataset: what was audited.
+        pairs: near-duplicates, one row a pair (`medvitlib.audit.leaks.pair_table`).
+        clusters: int (N,): which images the pairs connect.
+        units: int (N,): groups, clusters and identical files joined: what is independent of each other.
+        counts: images and units a class and official part.
+        files: sizes, modes and bytes of the files a class; None where the images are not files.
+        baselines: AUROC of each shortcut, out of fold and by unit; a sentence where there is none.
+        gap: AUROC of a classifier on the embedding "by image" and "by unit"; None where it cannot be cross-validated.
+        suspects: candidates for a wrong label, the clearest first.
+        network: what the embedding is, or why the classifier had to do with thumbnails.
+    """
+
+    dataset: Dataset
+    pairs: pd.DataFrame
+    clusters: np.ndarray
+    units: np.ndarray
+    counts: pd.DataFrame
+    files: pd.DataFrame | None
+    baselines: dict[str, Estimate | str]
+    gap: dict[str, Estimate] | None
+    suspects: pd.DataFrame
+    network: str
+
+    @property
+    def mixed_groups(self) -> int:
+        """Known groups with images of more than one class."""
+        if not self.dataset.groups_known:
+            return 0
+        pairs = pd.DataFrame({"group": self.dataset.groups, "label": self.dataset.labels}).drop_duplicates()
+        return int((pairs.group.value_counts() > 1).sum())
+
+    @property
+    def findings(self) -> list[Finding]:
+        """In plain sentences, the one that can inflate a result most first."""
+        return findings(self)
+
+    def table(self) -> pd.DataFrame:
+        """Every check and what it found, one row each."""
+        ds, how = self.dataset, self.pairs.how.value_counts()
+        shared = overlap(ds.splits, ds.groups)
+        copied = overlap(ds.splits, self.clusters)
+        rows = {
+            "images": f"{len(ds)} of {len(ds.classes)} classes",
+            "files left out": str(len(ds.quarantine)),
+            "groups": f"{len(np.unique(ds.groups))}, {self.mixed_groups} with several classes"
+            if ds.groups_known
+            else "not known",
+            "independent units": str(int(self.units.max()) + 1),
+            **{kind: f"{how.get(kind, 0)} pairs" for kind in ("identical files", "identical pixels")},
+            **{kind: f"{how.get(kind, 0)} pairs" for kind in ("altered copy", "same scene")},
+            "near-duplicates across classes": f"{int(self.pairs.across.str.contains('classes').sum())} pairs",
+            "near-duplicates across groups": f"{int(self.pairs.across.str.contains('groups').sum())} pairs"
+            if ds.groups_known
+            else "groups not known",
+            "groups in two parts": _shared(shared) if ds.groups_known else "groups not known",
+            "near-duplicates in two parts": _shared(copied),
+            **{f"AUROC of {name} alone": str(value) for name, value in self.baselines.items()},
+            **{f"AUROC of features, {name}": str(value) for name, value in (self.gap or {}).items()},
+            "labels in doubt": f"{len(self.suspects)} images",
+        }
+        return pd.DataFrame({"found": rows})
+
+    def __str__(self) -> str:
+        lines = [repr(self.dataset), "", self.table().to_string(header=False, justify="left"), ""]
+        lines += [f"{k}. {finding.text}" for k, finding in enumerate(self.findings, 1)] or ["Nothing was found."]
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict:
+        """Plain values, for JSON."""
+        return {
+            "dataset": {
+                "name": self.dataset.name,
+                "classes": self.dataset.classes,
+                "images": len(self.dataset),
+                "fingerprint": self.dataset.fingerprint,
+                "quarantine": [vars(bad) for bad in self.dataset.quarantine],
+            },
+            "network": self.network,
+            "table": self.table().found.to_dict(),
+            "findings": [vars(finding) for finding in self.findings],
+            "baselines": jsonable(self.baselines),
+            "gap": jsonable(self.gap),
+            "counts": jsonable(self.counts.to_dict("records")),
+            "files": None if self.files is None else jsonable(self.files.reset_index().to_dict("records")),
+            "pairs": jsonable(self.pairs.drop(columns=["a", "b"]).to_dict("records")),
+            "suspects": jsonable(self.suspects.drop(columns="i").to_dict("records")),
+        }
+
+    def save(self, folder: str | Path | None = None) -> Path:
+        """Write audit.json, audit.txt, contact_sheet.png (pairs), suspects.png and shortcuts.png; returns the folder.
+
+        Args:
+            folder: None for `audit-NAME` in the runs folder.
+
+        Raises:
+            DataError: if the folder cannot be written to.
+        """
+        from medvitlib.audit import sheets
+
+        folder = Path(folder) if folder else runs_dir() / f"audit-{self.dataset.name.replace('/', '-')}"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_json(folder / "audit.json", self.to_dict())
+            (folder / "audit.txt").write_text(f"{self}\n")
+            drawn = {"shortcuts": sheets.plot_shortcuts(self)}
+            if len(self.pairs):
+                drawn["contact_sheet"] = sheets.show_pairs(self)
+            if len(self.suspects):
+                drawn["suspects"] = sheets.show_suspects(self)
+            for name in ("shortcuts", "contact_sheet", "suspects"):
+                (folder / f"{name}.png").unlink(missing_ok=True)  # of an earlier audit
+                if name in drawn:
+                    drawn[name].savefig(folder / f"{name}.png", dpi=100)
+        except OSError as error:
+            raise DataError(
+                f"the audit cannot be written to {folder}: {error.strerror or error}. Name another folder."
+            ) from error
+        return folder
+
+
+def audit(ds: Dataset, *, weights: str | None = "auto", n_boot: int = 500) -> Audit:
+    """Look for everything that makes a result on this data set better than it deserves to be.
+
+    Args:
+        ds: best opened at 224 pixels: near-duplicates are proven by detail.
+        weights: of the pretrained network, as `build` takes them; None does without, on thumbnails.
+        n_boot: replicates of each interval.
+
+    Raises:
+        DataError: for a data set with fewer than two images or two classes.
+    """
+    if len(ds) < 2 or len(np.unique(ds.labels)) < 2:
+        raise DataError(f"{ds.name!r} has {len(ds)} images of {len(np.unique(ds.labels))} classes: nothing to compare.")
+    files = measures.headers(ds)
+    cells, colours = measures.thumbnails(ds)
+    features, network = measures.embedding(ds, weights)
+    pairs = near_duplicates(ds)
+    clusters = pairs.clusters(len(ds))
+    units = joined(clusters, ds.hashes, *([ds.groups] if ds.groups_known else []))
+
+    baselines: dict[str, Estimate | str] = {}
+    for name, x in measures.shortcut_features(cells, colours, files).items():
+        baselines[name] = x if isinstance(x, str) else _estimate(ds, x, units, n_boot)[0]
+    x = np.hstack([cells.reshape(len(ds), -1), colours]) if features is None else features
+    by_unit, probabilities = _estimate(ds, x, units, n_boot)
+    by_image, _ = _estimate(ds, x, np.arange(len(ds)), n_boot, units)
+    gap = None if probabilities is None else {"by image": by_image, "by unit": by_unit}
+    doubtful = suspects(ds, np.eye(len(ds.classes))[ds.labels] if probabilities is None else probabilities)
+    return Audit(
+        dataset=ds,
+        pairs=pair_table(ds, pairs),
+        clusters=clusters,
+        units=units,
+        counts=counts(ds, units),
+        files=None if files is None else _files(ds, files),
+        baselines=baselines,
+        gap=gap,
+        suspects=doubtful,
+        network=network,
+    )
+
+
+def _estimate(
+    ds: Dataset, x: np.ndarray, units: np.ndarray, n_boot: int, drawn: np.ndarray | None = None
+) -> tuple[Estimate | str, np.ndarray | None]:
+    """AUROC out of fold and the probabilities; `drawn` are resampled for the interval, if not the units themselves."""
+    probabilities = measures.out_of_fold(x, ds.labels, units)
+    if probabilities is None:
+        return "a class has fewer than two independent units", None
+    return measures.auroc(ds, probabilities, units if drawn is None else drawn, n_boot), probabilities
+
+
+def _files(ds: Dataset, files: list[measures.Header]) -> pd.DataFrame:
+    """Sizes, aspect, modes and bytes a class."""
+    table = pd.DataFrame([vars(file) for file in files])
+    table["class"], table["aspect"] = np.array(ds.classes)[ds.labels], table.width / table.height.clip(lower=1)
+    return table.groupby("class").agg(
+        height=("height", _range),
+        width=("width", _range),
+        aspect=("aspect", lambda a: f"{a.min():.2f} to {a.max():.2f}"),
+        modes=("mode", lambda m: ", ".join(f"{n} {mode}" for mode, n in m.value_counts().items())),
+        median_bytes=("size", "median"),
+    )
+
+
+def _range(values: pd.Series) -> str:
+    return str(values.min()) if values.min() == values.max() else f"{values.min()} to {values.max()}"
+
+
+def _shared(table: pd.DataFrame) -> str:
+    found = [f"{row.images} {row.other} images with {row.one}" for row in table.itertuples() if row.shared]
+    return ", ".join(found) or ("none" if len(table) else "no official split")

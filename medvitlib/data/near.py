@@ -24,7 +24,6 @@ from medvitlib.data.cache import WORKERS, one_opencv_thread
 from medvitlib.data.dataset import Dataset
 from medvitlib.data.decode import is_grey
 from medvitlib.data.keypoints import FEWEST, Match, Points, agreeing, describe, matched, working_copy
-from medvitlib.errors import DataError
 from medvitlib.paths import cache_dir
 from medvitlib.progress import track
 
@@ -76,7 +75,7 @@ class Pairs:
         return connected_components(graph, directed=False)[1]
 
 
-def near_duplicates(ds: Dataset, *, embedding: np.ndarray | None = None) -> Pairs:
+def near_duplicates(ds: Dataset) -> Pairs:
     """Pairs of images of the same thing; kept in the cache, so that asking again costs nothing.
 
     Only pairs that some descriptor proposes are examined, each image's nearest few: of a large cluster not every pair
@@ -84,25 +83,19 @@ def near_duplicates(ds: Dataset, *, embedding: np.ndarray | None = None) -> Pair
 
     Args:
         ds: opened at 112 pixels or more, better 224: keypoints need detail.
-        embedding: (N, D), of a pretrained network for instance: its neighbours are examined too.
-
-    Raises:
-        DataError: for an embedding of another length.
     """
-    if embedding is not None and len(embedding) != len(ds):
-        raise DataError(f"an embedding of {len(embedding)} rows for {len(ds)} images: expected one row an image.")
     if len(ds) < 2:
         return Pairs(*(np.zeros(0, int),) * 2, np.zeros(0, "<U16"), np.zeros(0, int))
     names = hashlib.sha256("\n".join(ds.hashes).encode())
-    names.update(f"{VERSION} {ds.images.shape} {embedding is not None}".encode())
+    names.update(f"{VERSION} {ds.images.shape}".encode())
     store = cache_dir() / "near" / f"{names.hexdigest()[:32]}.npz"
     if (found := _load(store)) is None:
-        found = _find(ds, embedding)
+        found = _find(ds)
         _save(store, found)
     return found
 
 
-def _find(ds: Dataset, embedding: np.ndarray | None) -> Pairs:
+def _find(ds: Dataset) -> Pairs:
     with tempfile.TemporaryDirectory() as scratch, one_opencv_thread(), ThreadPoolExecutor(WORKERS) as pool:
         points = Points.create(Path(scratch), len(ds))
         look = partial(_look, ds, points)
@@ -110,8 +103,6 @@ def _find(ds: Dataset, embedding: np.ndarray | None) -> Pairs:
         hashes, perceptual, texture = (np.array(column) for column in zip(*rows, strict=True))
         same = _chains(hashes, PIXELS) | _chains(ds.hashes, FILES)
         proposed = _neighbours(2 * perceptual.astype(np.float32) - 1) | _neighbours(texture)
-        if embedding is not None:
-            proposed |= _neighbours(_standardised(embedding))
         todo = sorted(proposed - set(same))
         enough = _enough(ds, points)
         agree = _in_order(pool, lambda pair: matched(points, *pair, enough, ds.images.__getitem__), todo)
@@ -163,14 +154,15 @@ def perceptual_hash(grey: np.ndarray) -> np.ndarray:
 def _histogram(image: np.ndarray, grey: np.ndarray, inside: np.ndarray) -> np.ndarray:
     """The joint histogram of three local properties, of unit length: the same however the image is turned.
 
-    Colour images: the Lab colour. Grey ones: grey level, gradient magnitude, and difference of two blurs.
+    Colour images: the Lab colour. Grey ones: equalised grey level, gradient magnitude, difference of two blurs.
     """
     mask = inside.astype(np.uint8)
     if not is_grey(image):
         small = cv2.resize(image, grey.shape[::-1], interpolation=cv2.INTER_AREA)
         planes, bins, ranges = [cv2.cvtColor(small, cv2.COLOR_RGB2LAB)], _COLOUR_BINS, _COLOUR_RANGE
     else:
-        fine, coarse = (cv2.GaussianBlur(grey.astype(np.float32), (0, 0), sigma) for sigma in (1, 4))
+        even = cv2.equalizeHist(grey).astype(np.float32)  # the same for any exposure
+        fine, coarse = (cv2.GaussianBlur(even, (0, 0), sigma) for sigma in (1, 4))
         slope = cv2.magnitude(cv2.Sobel(fine, -1, 1, 0) / 4, cv2.Sobel(fine, -1, 0, 1) / 4)
         planes, bins, ranges = [cv2.merge([fine, slope, fine - coarse])], _GREY_BINS, _GREY_RANGE
     counts = cv2.calcHist(planes, [0, 1, 2], mask, list(bins), list(ranges)).ravel()
@@ -190,12 +182,6 @@ def _neighbours(rows: np.ndarray) -> set[tuple[int, int]]:
             (min(pair), max(pair)) for pair in zip(np.repeat(own, k).tolist(), nearest.ravel().tolist(), strict=True)
         }
     return pairs
-
-
-def _standardised(rows: np.ndarray) -> np.ndarray:
-    """Each column at mean 0 and deviation 1, then each row at length 1."""
-    rows = (rows - rows.mean(0)) / np.maximum(rows.std(0), 1e-6)
-    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-6)
 
 
 def _chains(keys: np.ndarray, how: str) -> dict[tuple[int, int], str]:

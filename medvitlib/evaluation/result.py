@@ -124,7 +124,7 @@ class Report:
             own = self.y_true == k
             patients = None if groups is None else len(np.unique(groups[own]))
             counts[name] = {"images": int(own.sum()), "patients": patients}
-        return _plain(
+        return jsonable(
             {
                 "format": FORMAT,
                 "classes": list(self.classes),
@@ -223,21 +223,21 @@ def _row(estimate: Estimate) -> list:
     return [estimate.value, estimate.interval(), estimate.n_images, patients, method]
 
 
-def _plain(value):
+def jsonable(value):
     """Dictionaries, lists, strings, numbers and None, as JSON has them."""
     if isinstance(value, Estimate | ThresholdChoice):
-        return _plain(value.to_dict())
+        return jsonable(value.to_dict())
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: jsonable(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [jsonable(item) for item in value]
     if isinstance(value, np.generic):
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _estimates(values: dict) -> dict:
-    """The reverse of `_plain` for a dictionary of estimates, thresholds and counts."""
+    """The reverse of `jsonable` for a dictionary of estimates, thresholds and counts."""
 
     def back(value):
         if not isinstance(value, dict):

@@ -1,0 +1,100 @@
+"""Who stands on both sides: pairs of images, groups and clusters, within and across splits and classes."""
+
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+
+from medvitlib.data import Dataset
+from medvitlib.data.near import Pairs
+
+TRAIN_SHARE = 0.8  # of the random split that an audit imagines where there is no official one
+
+
+def pair_table(ds: Dataset, pairs: Pairs) -> pd.DataFrame:
+    """One row a pair, the most telling first: across splits, then classes, then groups; then by what is the same.
+
+    Columns: image_a, image_b, how, points, and class, split and group of both; `across` names what they differ in.
+    """
+    i, j = pairs.i, pairs.j
+    classes = np.array(ds.classes)[ds.labels]
+    differs = {
+        "splits": ds.splits[i] != ds.splits[j],
+        "classes": ds.labels[i] != ds.labels[j],
+        "groups": (ds.groups[i] != ds.groups[j]) & ds.groups_known,
+    }
+    table = pd.DataFrame({"a": i, "b": j, "image_a": ds.ids[i], "image_b": ds.ids[j], "how": pairs.how})
+    table["points"] = pairs.points
+    for name, values in (("class", classes), ("split", ds.splits), ("group", ds.groups)):
+        table[f"{name}_a"], table[f"{name}_b"] = values[i], values[j]
+    rows = zip(*differs.values(), strict=True)
+    table["across"] = [", ".join(name for name, yes in zip(differs, row, strict=True) if yes) for row in rows]
+    weight = 4 * differs["splits"] + 2 * differs["classes"] + differs["groups"]
+    return table.iloc[np.lexsort((-pairs.points, pairs.how == "same scene", -weight))].reset_index(drop=True)
+
+
+def overlap(splits: np.ndarray, keys: np.ndarray) -> pd.DataFrame:
+    """What two official parts share: a row a pair of parts, (one, other, shared keys, images of the other with one).
+
+    Args:
+        splits, keys: (N,), the part and the group (or cluster) of each image.
+    """
+    rows = []
+    for one, other in combinations([name for name in ("train", "val", "test") if (splits == name).any()], 2):
+        shared = np.intersect1d(keys[splits == one], keys[splits == other])
+        there = splits == other
+        rows.append((one, other, len(shared), int(np.isin(keys[there], shared).sum()), int(there.sum())))
+    return pd.DataFrame(rows, columns=["one", "other", "shared", "images", "of"])
+
+
+def exposed(keys: np.ndarray) -> float:
+    """The share of test images that a random split would put beside another of the same key in train.
+
+    An image of a cluster of m meets one with probability 1 - (1 - TRAIN_SHARE)^(m - 1).
+    """
+    _, member, sizes = np.unique(keys, return_inverse=True, return_counts=True)
+    return float(np.mean(1 - (1 - TRAIN_SHARE) ** (sizes[member] - 1)))
+
+
+def counts(ds: Dataset, units: np.ndarray) -> pd.DataFrame:
+    """Images and independent units a class and official part, and the images of the largest unit."""
+    table = pd.DataFrame({"split": ds.splits, "class": np.array(ds.classes)[ds.labels], "unit": units})
+    if not (ds.splits != "").any():
+        table = table.drop(columns="split")
+    keys = [name for name in ("split", "class") if name in table]
+    rows = table.groupby(keys, sort=False).unit.agg(
+        images="size", units="nunique", largest=lambda unit: unit.value_counts().iloc[0]
+    )
+    return rows.reset_index()
+
+
+def suspects(ds: Dataset, probabilities: np.ndarray) -> pd.DataFrame:
+    """Images that look like another class to classifiers that never saw them: candidates for a wrong label.
+
+    Confident learning (Northcutt, Jiang and Chuang, JAIR 2021): the probability of another class reaches what that
+    class's own images get on average, and exceeds that of the label.
+
+    Args:
+        probabilities: (N, K), out of fold.
+
+    Returns:
+        image, label, looks_like, p_label, p_other and the position `i`, the clearest first.
+    """
+    n, own = np.arange(len(ds)), probabilities[np.arange(len(ds)), ds.labels]
+    usual = np.array([own[ds.labels == k].mean() if (ds.labels == k).any() else np.inf for k in range(len(ds.classes))])
+    other = np.where(probabilities >= usual, probabilities, 0.0)
+    other[n, ds.labels] = 0.0
+    best = other.argmax(1)
+    found = np.flatnonzero(other[n, best] > own)
+    found = found[np.argsort(own[found] - other[found, best[found]], kind="stable")]
+    names = np.array(ds.classes)
+    return pd.DataFrame(
+        {
+            "i": found,
+            "image": ds.ids[found],
+            "label": names[ds.labels[found]],
+            "looks_like": names[best[found]],
+            "p_label": own[found].round(4),
+            "p_other": other[found, best[found]].round(4),
+        }
+    )

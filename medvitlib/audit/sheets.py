@@ -31,8 +31,10 @@ def show_pairs(
         left, right = dataset.images[pair.a], dataset.images[pair.b]
         gap = np.full((left.shape[0], max(2, left.shape[1] // 40), left.shape[2]), 255, np.uint8)
         draw_image(axis, np.hstack([left, gap, right]))
-        differs = f", across {pair.across}" if pair.across else ""
-        axis.set_title(f"{pair.how}{differs}", fontsize=9, color=INK)
+        apart = [f"{pair.split_a} | {pair.split_b}"] if "splits" in pair.across else []
+        apart += [f"{pair.class_a} | {pair.class_b}"] if "classes" in pair.across else []
+        apart += ["two groups"] if "groups" in pair.across else []
+        axis.set_title("\n".join([pair.how, ", ".join(apart)]).strip(), fontsize=9, color=INK)
         axis.set_xlabel(f"{_tail(pair.image_a)}  |  {_tail(pair.image_b)}", fontsize=6.5, color="0.35")
     return figure
 

@@ -34,7 +34,8 @@ def draw(shot: Shot, evidence: bool = True) -> tuple[np.ndarray, np.ndarray]:
     extra = np.zeros(shot.size, np.float32)
     if evidence and shot.label == 0:
         own = np.random.default_rng((*shot.image, 1))  # so that the slice's other draws are the same for everybody
-        extra = air * _ground_glass(canvas, anatomy, level, shot.difficulty, own)
+        depth = np.clip(2 * canvas.blur(air, 0.012) - 1, 0, 1)  # from 0 at the walls: nothing marks where it begins
+        extra = depth**3 * _ground_glass(canvas, anatomy, level, shot.difficulty, own)
     return _window(canvas, density + extra, rng)[..., None], extra > 0
 
 
@@ -115,9 +116,9 @@ def _ground_glass(canvas: Canvas, t: Thorax, level: float, difficulty: float, rn
         field += presence * np.exp(-(((x - px) / (size * w)) ** 2)) * np.exp(-(((y - py) / (1.4 * size * h)) ** 2))
     rough = canvas.clouds(rng, (9, 0.25), (20, 0.2))
     share = np.clip(np.minimum(field, 1.1) * (1 + rough) - 0.25, 0, 1)
-    share *= share * (3 - 2 * share)  # fades in: nothing marks where it begins
+    share *= share * (3 - 2 * share)
     mesh = np.clip(1 - 2.2 * np.abs(canvas.cloud(rng, 36)), 0, 1)
-    amount = (560 - 440 * difficulty) * rng.uniform(0.85, 1.1)
+    amount = (640 - 450 * difficulty) * rng.uniform(0.85, 1.1)
     return amount * share * (0.8 + 0.25 * mesh + 0.6 * np.clip(share - 0.55, 0, None))
 
 

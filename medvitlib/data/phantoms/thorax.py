@@ -47,7 +47,6 @@ class Thorax:
     bone: float
     ribs: float  # where between two ribs level 0 lies
     fissure: float
-    emphysema: float
     nodes: float  # thickness of the airways' walls and what lies around them
     vessels: np.ndarray  # (curves, points, 4): x, y, level, radius
     lesions: np.ndarray  # (k, 4): side, angle along the pleura, level, radius
@@ -63,7 +62,7 @@ def draw_thorax(rng: np.random.Generator) -> Thorax:
             np.resize(sides, count),
             rng.uniform(-0.25, 0.42, count) * np.pi,  # 0 is the flank, a quarter turn the back
             rng.uniform(0, 1, count),
-            rng.uniform(0.08, 0.13, count),
+            rng.uniform(0.09, 0.135, count),
         ]
     )
     return Thorax(
@@ -76,7 +75,6 @@ def draw_thorax(rng: np.random.Generator) -> Thorax:
         bone=rng.normal(420, 90),
         ribs=rng.uniform(),
         fissure=rng.normal(0, 0.03),
-        emphysema=rng.uniform(0, 30),
         nodes=max(0.0, rng.normal(0.4, 0.4)),
         vessels=np.concatenate([_vessels(side, wide, deep, rng) for side in (-1, 1)]),
         lesions=lesions,

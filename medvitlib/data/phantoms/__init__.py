@@ -14,7 +14,7 @@ import numpy as np
 from medvitlib.data.cache import stored
 from medvitlib.data.dataset import Dataset
 from medvitlib.data.loading import Images
-from medvitlib.data.phantoms import cxr, leaky
+from medvitlib.data.phantoms import ct, cxr, leaky
 from medvitlib.data.phantoms.canvas import Shot
 from medvitlib.errors import DataError
 
@@ -57,6 +57,16 @@ FAMILIES = {
         draw=cxr.draw,
         patient_has_class=True,
         images=(1, 4),
+    ),
+    "phantom/ct": Family(
+        title="axial chest CT-like slices, with or without peripheral ground glass",
+        classes=["COVID", "non-COVID"],
+        positive="COVID",
+        channels=1,
+        version=ct.VERSION,
+        draw=ct.draw,
+        patient_has_class=True,
+        images=(2, 6),
     ),
 }
 

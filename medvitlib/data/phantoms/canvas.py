@@ -41,12 +41,24 @@ class Canvas:
     size: tuple[int, int]
     affine: np.ndarray  # (2, 3)
 
-    def pixels(self, shapes: list[Polygon]) -> list[np.ndarray]:
+    def pixels(self, shapes: list[Polygon] | np.ndarray) -> list[np.ndarray]:
         """Points in pixels, int32 with four fractional bits, as cv2's drawing functions take them."""
-        points = np.concatenate(shapes) @ self.affine[:, :2].T + self.affine[:, 2]
-        scaled = np.rint(points * (self.size[1] * 16, self.size[0] * 16)).astype(np.int32)
-        ends = np.cumsum([len(shape) for shape in shapes])
-        return [scaled[end - len(shape) : end] for shape, end in zip(shapes, ends, strict=True)]
+        if not len(shapes):
+            return []
+        scale = np.array([self.size[1] * 16, self.size[0] * 16])
+        points = np.concatenate(shapes) @ (self.affine[:, :2].T * scale) + self.affine[:, 2] * scale
+        points, parts, end = np.rint(points).astype(np.int32), [], 0
+        if isinstance(shapes, np.ndarray):  # all of one length
+            return list(points.reshape(shapes.shape))
+        for shape in shapes:
+            parts.append(points[end : end + len(shape)])
+            end += len(shape)
+        return parts
+
+    def pixel(self, point: np.ndarray) -> tuple[float, float]:
+        """One point, (x, y) in pixels."""
+        x, y = (self.affine[:, :2] @ point + self.affine[:, 2]).tolist()
+        return x * self.size[1], y * self.size[0]
 
     def blur(self, layer: np.ndarray, sigma: float) -> np.ndarray:
         """Gaussian blur, sigma as a share of the side, cut off at two sigma: half the time, and nobody sees it."""
@@ -55,27 +67,49 @@ class Canvas:
 
     def fill(self, shapes: list[Polygon], value: float = 1.0) -> np.ndarray:
         """`value` inside the shapes, 0 outside."""
-        layer = np.zeros(self.size, np.float32)
+        return self.paint(np.zeros(self.size, np.float32), shapes, value)
+
+    def paint(self, layer: np.ndarray, shapes: list[Polygon], value: float) -> np.ndarray:
+        """The layer itself, with `value` inside the shapes."""
         for shape in self.pixels(shapes):
             cv2.fillPoly(layer, [shape], value, cv2.LINE_8, 4)
         return layer
 
     def lines(self, curves: list[Polygon], width: float, value: float = 1.0) -> np.ndarray:
-        """`value` on curves of the given width; where that is less than a pixel they fade instead of growing."""
-        layer, pixels = np.zeros(self.size, np.float32), width * min(self.size)
+        """`value` on curves of the given width, 0 elsewhere."""
+        return self.stroke(np.zeros(self.size, np.float32), curves, width, value)
+
+    def stroke(
+        self, layer: np.ndarray, curves: list[Polygon], width: float, value: float, ground: float = 0.0
+    ) -> np.ndarray:
+        """The layer itself, with `value` on curves; narrower than a pixel, they fade to `ground` instead of growing."""
+        pixels = width * min(self.size)
         thickness = max(1, round(pixels))
-        value *= min(1.0, pixels / thickness)
+        value = ground + (value - ground) * min(1.0, pixels / thickness)
         cv2.polylines(layer, self.pixels(curves), False, value, thickness, cv2.LINE_8, 4)
         return layer
 
     def cloud(self, rng: np.random.Generator, grain: int) -> np.ndarray:
         """Smooth noise of mean 0 and deviation about 1, `grain` cells a side: the same picture at every size."""
-        cells = rng.standard_normal((grain, grain), dtype=np.float32)
-        return cv2.resize(cells, self.size[::-1], interpolation=cv2.INTER_CUBIC)
+        return self.clouds(rng, (grain, 1.0))
+
+    def clouds(self, rng: np.random.Generator, *octaves: tuple[int, float]) -> np.ndarray:
+        """The sum of smooth noises, each with its cells a side and its deviation."""
+        side = max(64, 2 * max(grain for grain, _ in octaves))  # cubic up to here, then linear: a tenth of the time
+        total = np.zeros((side, side), np.float32)
+        for grain, deviation in octaves:
+            cells = rng.standard_normal((grain, grain), dtype=np.float32) * np.float32(deviation)
+            total += cv2.resize(cells, (side, side), interpolation=cv2.INTER_CUBIC)
+        return cv2.resize(total, self.size[::-1], interpolation=cv2.INTER_LINEAR)
+
+    def noise(self, rng: np.random.Generator) -> np.ndarray:
+        """A value of its own for every pixel, mean 0 and deviation 1; evenly spread, which is quickest to draw."""
+        return (rng.integers(0, 256, self.size, np.uint8) - np.float32(127.5)) * np.float32(1 / 73.9)
 
 
-def pose(rng: np.random.Generator) -> np.ndarray:
-    angle, zoom = np.deg2rad(rng.normal(0, 2.2)), rng.normal(1.0, 0.035)
+def pose(rng: np.random.Generator, zoom: float = 1.0) -> np.ndarray:
+    """Where the exposure's own shift, zoom (about the one given) and tilt take a point."""
+    angle, zoom = np.deg2rad(rng.normal(0, 2.2)), zoom * rng.normal(1.0, 0.035)
     turn = zoom * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     shift = rng.normal(0, 0.018, 2) + 0.5 - turn @ (0.5, 0.5)
     return np.column_stack([turn, shift])
@@ -84,6 +118,11 @@ def pose(rng: np.random.Generator) -> np.ndarray:
 def curve(start: np.ndarray, bend: np.ndarray, end: np.ndarray) -> Polygon:
     """A quadratic Bézier curve of 16 points."""
     return _BEZIER @ (start, bend, end)
+
+
+def curves(start: np.ndarray, bend: np.ndarray, end: np.ndarray) -> np.ndarray:
+    """As many of them as there are rows, (n, d) each: (n, 16, d)."""
+    return _BEZIER @ np.stack([start, bend, end], axis=1)
 
 
 def ellipse(centre: np.ndarray, rx: float, ry: float) -> Polygon:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from medvitlib.data.phantoms.canvas import Polygon, curve, ellipse, smooth
+from medvitlib.data.phantoms.canvas import Polygon, curve, curves, ellipse, smooth
 
 
 @dataclass(frozen=True)
@@ -21,12 +21,12 @@ class Anatomy:
     mediastinum: Polygon
     hila: list[Polygon]
     spine: Polygon
-    posterior_ribs: list[Polygon]
-    anterior_ribs: list[Polygon]
-    clavicles: list[Polygon]
-    cortices: list[Polygon]
     scapulae: list[Polygon]
-    vessels: list[Polygon]
+    posterior_ribs: np.ndarray  # these five: (curves, points, 2)
+    anterior_ribs: np.ndarray
+    clavicles: np.ndarray
+    cortices: np.ndarray
+    vessels: np.ndarray
     consolidations: np.ndarray  # (k, 4): x, y, radius, stretch
     tissue: float
     bone: float
@@ -38,13 +38,14 @@ def draw_anatomy(rng: np.random.Generator, difficulty: float) -> Anatomy:
     lungs = tuple(_lung(side, wide, high, rng) for side in (-1, 1))
     pitch, slope = rng.normal(0.074, 0.003) * high, rng.normal(0.075, 0.015)
     top = 0.155 + rng.normal(0, 0.008)
-    scale = 1.15 - 0.45 * difficulty
+    scale = 1.25 - 0.5 * difficulty
     consolidations = []
     for _ in range(rng.integers(1, 4)):
         centre = _inside(lungs[rng.integers(2)], rng.uniform(0.35, 0.82), rng.uniform(0.35, 0.75))
-        consolidations.append((*centre, scale * rng.uniform(0.065, 0.1), rng.uniform(0.7, 1.4)))
-    posterior_ribs = [_posterior_rib(s, top + pitch * k, slope, wide, k) for k in range(9) for s in (-1, 1)]
-    clavicles = [_clavicle(s, rng) for s in (-1, 1)]
+        consolidations.append((*centre, scale * rng.uniform(0.085, 0.13), rng.uniform(0.84, 1.18)))
+    posterior_ribs = _posterior_ribs(top, pitch, slope, wide)
+    clavicles = np.stack([_clavicle(s, rng) for s in (-1, 1)])
+    bones, thick = np.concatenate([posterior_ribs, clavicles]), np.array([0, 0.012])
     return Anatomy(
         body=_body(rng),
         lungs=lungs,
@@ -54,11 +55,11 @@ def draw_anatomy(rng: np.random.Generator, difficulty: float) -> Anatomy:
         mediastinum=_column(0.5, -0.1, 0.8, 0.062 * wide, 0.045 * wide),
         spine=_column(0.5, -0.1, 1.1, 0.033, 0.042),
         posterior_ribs=posterior_ribs,
-        anterior_ribs=[_anterior_rib(s, top + 0.09 + pitch * k, wide, k) for k in range(6) for s in (-1, 1)],
+        anterior_ribs=_anterior_ribs(top + 0.09, pitch, wide),
         clavicles=clavicles,
-        cortices=_borders([*posterior_ribs, *clavicles], 0.012),
+        cortices=np.concatenate([bones + thick, bones - thick]),  # bone is densest at its two borders
         scapulae=[_scapula(s, rng) for s in (-1, 1)],
-        vessels=[*_vessels(-1, rng), *_vessels(1, rng)],
+        vessels=np.concatenate([_vessels(-1, rng), _vessels(1, rng)]),
         consolidations=np.array(consolidations),
         tissue=rng.normal(1, 0.05),
         bone=rng.normal(1, 0.12),
@@ -112,20 +113,26 @@ def _column(x: float, top: float, bottom: float, above: float, below: float) -> 
     return np.array([(x - above, top), (x + above, top), (x + below, bottom), (x - below, bottom)])
 
 
-def _posterior_rib(side: int, y: float, slope: float, wide: float, k: int) -> Polygon:
-    """From the spine outward, a little up, over the back and down along the flank."""
-    reach = wide * (0.27 + 0.13 * np.sqrt(min(k, 4) / 4))
-    t = np.linspace(0, 1 if k < 7 else 0.75, 16)
+def _posterior_ribs(top: float, pitch: float, slope: float, wide: float) -> np.ndarray:
+    """From the spine outward, a little up, over the back and down along the flank, (18, 16, 2)."""
+    k = np.arange(9)[:, None]
+    t = np.linspace(0, 1, 16) * np.where(k < 7, 1, 0.75)
+    reach = wide * (0.27 + 0.13 * np.sqrt(np.minimum(k, 4) / 4))
     drop = slope * (0.6 + 0.12 * k)
-    x = 0.5 + side * (0.035 + reach * np.sin(np.pi / 2 * t))
-    return np.column_stack([x, y - 0.025 * np.sin(np.pi * t * 0.8) + drop * t**1.6 * 1.6])
+    y = top + pitch * k - 0.025 * np.sin(np.pi * t * 0.8) + drop * t**1.6 * 1.6
+    return _both_sides(0.035 + reach * np.sin(np.pi / 2 * t), y)
 
 
-def _anterior_rib(side: int, y: float, wide: float, k: int) -> Polygon:
-    """From the flank inward and down, ending where cartilage begins."""
-    t = np.linspace(0, 0.72, 12)
-    reach = wide * (0.3 + 0.1 * np.sqrt(min(k, 4) / 4))
-    return np.column_stack([0.5 + side * (reach + 0.02 - (reach - 0.05) * t), y + 0.16 * t**1.3])
+def _anterior_ribs(top: float, pitch: float, wide: float) -> np.ndarray:
+    """From the flank inward and down, ending where cartilage begins, (12, 12, 2)."""
+    k, t = np.arange(6)[:, None], np.linspace(0, 0.72, 12)
+    reach = wide * (0.3 + 0.1 * np.sqrt(np.minimum(k, 4) / 4))
+    return _both_sides(reach + 0.02 - (reach - 0.05) * t, top + pitch * k + 0.16 * t**1.3)
+
+
+def _both_sides(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Curves (n, points) given by their distance from the middle and their height, to (2 n, points, 2)."""
+    return np.stack([np.concatenate([0.5 - x, 0.5 + x]), np.concatenate([y, y])], axis=-1)
 
 
 def _clavicle(side: int, rng: np.random.Generator) -> Polygon:
@@ -142,20 +149,12 @@ def _scapula(side: int, rng: np.random.Generator) -> Polygon:
     return (shape + rng.normal(0, 0.006, 2)) * (side, 1) + (0.5, 0)
 
 
-def _vessels(side: int, rng: np.random.Generator) -> list[Polygon]:
-    """Branches that fan out from the hilum towards the flank."""
+def _vessels(side: int, rng: np.random.Generator) -> np.ndarray:
+    """Branches that fan out from the hilum towards the flank, each with a twig, (26, 16, 2)."""
     hilum = np.array([0.5 + side * 0.11, 0.44])
-    out = []
-    for angle in np.linspace(-1.25, 1.35, 13) + rng.normal(0, 0.08, 13):
-        length = rng.uniform(0.14, 0.27)
-        end = hilum + length * np.array([side * np.cos(angle), np.sin(angle)])
-        bend = (hilum + end) / 2 + rng.normal(0, 0.02, 2)
-        stem = curve(hilum, bend, end)
-        twig = 0.45 * length * np.array([side * np.cos(angle + 0.6), np.sin(angle + 0.6)])
-        out += [stem, curve(stem[8], stem[11], stem[8] + twig)]
-    return out
-
-
-def _borders(curves: list[Polygon], half: float) -> list[Polygon]:
-    """The two borders of a bone drawn along each curve: cortical bone is denser than what it encloses."""
-    return [np.add(bone, (0, sign * half)) for bone in curves for sign in (-1, 1)]
+    angle = np.linspace(-1.25, 1.35, 13) + rng.normal(0, 0.08, 13)
+    length = rng.uniform(0.14, 0.27, (13, 1))
+    ends = hilum + length * np.column_stack([side * np.cos(angle), np.sin(angle)])
+    stems = curves(np.broadcast_to(hilum, ends.shape), (hilum + ends) / 2 + rng.normal(0, 0.02, ends.shape), ends)
+    twigs = stems[:, 8] + 0.45 * length * np.column_stack([side * np.cos(angle + 0.6), np.sin(angle + 0.6)])
+    return np.concatenate([stems, curves(stems[:, 8], stems[:, 11], twigs)])

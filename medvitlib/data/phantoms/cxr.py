@@ -12,13 +12,17 @@ import numpy as np
 from medvitlib.data.phantoms.canvas import Canvas, Shot, curve, ellipse, pose
 from medvitlib.data.phantoms.chest import Anatomy, draw_anatomy
 
-VERSION = 1
+VERSION = 2
 """Part of every cache key: raise it when the pictures change."""
+AIR = 0.43
+"""What a lung's air lacks in density: what a consolidation at most puts back."""
 
 _LETTERS = (
     [np.array([(0, 1), (0, 0), (0.8, 0.05), (0.9, 0.25), (0.8, 0.45), (0, 0.5)]), np.array([(0.4, 0.5), (1, 1)])],  # R
     [np.array([(0, 0), (0, 1), (0.9, 1)])],  # L
 )
+
+_RESPONSE = (1 - np.exp(-1.3 * np.linspace(0, 1.15, 2048, dtype=np.float32))) / (1 - np.exp(-1.3 * 1.15))
 
 
 def draw(shot: Shot, evidence: bool = True) -> tuple[np.ndarray, np.ndarray]:
@@ -43,37 +47,40 @@ def _anatomy(patient: tuple[int, ...], difficulty: float) -> Anatomy:
 
 def _density(canvas: Canvas, a: Anatomy, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """What the rays cross on their way, about 0 (air) to 1.2 (bone over heart), and the lung fields 0 to 1."""
-    body = canvas.blur(canvas.fill([a.body]), 0.012)
-    lungs = canvas.blur(canvas.fill(list(a.lungs)), 0.008)
+    stomach = ellipse((0.68 + rng.normal(0, 0.02), 0.875), 0.07, 0.035)
+    body = canvas.blur(canvas.paint(canvas.fill([a.body]), [stomach], 1 - rng.uniform(0, 0.22)), 0.012)
+    aerated = canvas.blur(canvas.fill(list(a.lungs)), 0.008)
     centre = canvas.blur(canvas.fill([a.mediastinum, a.heart, a.aorta]), 0.012)
-    bones = canvas.lines(a.posterior_ribs, 0.026, 0.085) + canvas.lines(a.anterior_ribs, 0.03, 0.05)
-    bones += canvas.lines(a.clavicles, 0.026, 0.11) + canvas.lines(a.cortices, 0.006, 0.06)
-    bones += canvas.fill(a.scapulae, 0.07) + canvas.fill([a.spine], 0.12) * (1 + 0.2 * _vertebrae(canvas, rng))
-    vessels = canvas.blur(canvas.lines(a.vessels, 0.007), 0.004) + canvas.blur(canvas.fill(a.hila), 0.014)
-    stomach = canvas.fill([ellipse((0.68 + rng.normal(0, 0.02), 0.875), 0.07, 0.035)], rng.uniform(0, 0.14))
-    aerated = lungs * (1 - 0.85 * centre)
-    density = body * (0.62 * a.tissue + 0.03 * canvas.cloud(rng, 5)) - 0.43 * aerated + 0.12 * centre
-    density += a.bone * body * canvas.blur(bones, 0.004) - canvas.blur(stomach, 0.012)
+    bones = canvas.lines(a.posterior_ribs, 0.026, 0.07)
+    canvas.stroke(bones, a.clavicles, 0.026, 0.12)
+    canvas.stroke(bones, a.cortices, 0.006, 0.13, 0.07)
+    bones += canvas.stroke(canvas.fill(a.scapulae, 0.07), a.anterior_ribs, 0.03, 0.045)
+    bones += canvas.fill([a.spine], 0.1) * _vertebrae(canvas, rng)
+    vessels = canvas.fill(a.hila, 0.6)
+    canvas.stroke(vessels, a.vessels, 0.007, 1.0)
+    aerated *= 1 - 0.85 * centre
+    density = body * (0.62 * a.tissue + canvas.clouds(rng, (5, 0.03))) - AIR * aerated + 0.12 * centre
+    density += a.bone * body * canvas.blur(bones, 0.004)
     haze = rng.uniform(0, 0.07)  # inspiration, and soft tissue in front of the lungs: both sides, any class
-    density += aerated * (0.1 * vessels + haze + 0.016 * canvas.cloud(rng, 9) + 0.014 * canvas.cloud(rng, 40))
+    density += aerated * (0.1 * canvas.blur(vessels, 0.005) + haze + canvas.clouds(rng, (9, 0.016), (40, 0.014)))
     return density, aerated
 
 
 def _consolidation(
     canvas: Canvas, a: Anatomy, aerated: np.ndarray, difficulty: float, rng: np.random.Generator
 ) -> np.ndarray:
-    """Extra density, exactly 0 outside its border: sums of Gaussians, torn by noise, inside the lung fields."""
+    """Extra density, exactly 0 outside its border: fluid in the place of air, in Gaussian patches torn by noise."""
     h, w = canvas.size
     x, y = np.arange(w, dtype=np.float32), np.arange(h, dtype=np.float32)[:, None]
     field = np.zeros(canvas.size, np.float32)
-    for *centre, radius, stretch in a.consolidations:
-        moved = np.array([centre]) + rng.normal(0, 0.01, 2)  # films of one patient differ a little
-        px, py = canvas.pixels([moved])[0][0] / 16
-        rx, ry = radius * w * np.sqrt(stretch), radius * h / np.sqrt(stretch)
+    for *centre, radius, stretch in a.consolidations.tolist():
+        px, py = canvas.pixel(centre + rng.normal(0, 0.01, 2))  # films of one patient differ a little
+        rx, ry = radius * w * stretch, radius * h / stretch
         field += np.exp(-(((x - px) / rx) ** 2)) * np.exp(-(((y - py) / ry) ** 2))
-    torn = np.minimum(field, 1.1) * (1 + 0.35 * canvas.cloud(rng, 14) + 0.2 * canvas.cloud(rng, 36))
-    strength = (0.3 - 0.24 * difficulty) * rng.uniform(0.8, 1.2)
-    return strength * np.clip(torn * np.minimum(aerated * 1.3, 1) - 0.3, 0, 0.9)
+    torn = np.minimum(field, 1.1) * (1 + canvas.clouds(rng, (6, 0.25), (14, 0.16), (36, 0.1)))
+    share = np.clip(1.15 * torn - 0.25, 0, 1)
+    share *= share * (3 - 2 * share)  # fades in: nothing marks where it begins
+    return (AIR * (1 - 0.78 * difficulty) * rng.uniform(0.85, 1.05)) * share * aerated
 
 
 def _clutter(canvas: Canvas, rng: np.random.Generator) -> np.ndarray:
@@ -97,15 +104,14 @@ def _film(canvas: Canvas, density: np.ndarray, rng: np.random.Generator) -> np.n
     shade = (
         tilt[0] * np.linspace(-1, 1, w, dtype=np.float32) + tilt[1] * np.linspace(-1, 1, h, dtype=np.float32)[:, None]
     )
-    noise = rng.standard_normal(canvas.size, dtype=np.float32)
-    grain = (canvas.blur(noise, 0.003) * 0.035 + noise * 0.012) * np.float32(rng.uniform(0.6, 1.4))
-    value = np.clip((density + shade) * np.float32(gain) + grain + np.float32(offset), 0, 1.15)
-    steps = np.linspace(0, 1.15, 4096)
-    response = ((1 - np.exp(-1.3 * steps)) / (1 - np.exp(-1.3 * 1.15))) ** gamma  # film saturates towards white
-    table = np.rint(255 * response).astype(np.uint8)
-    return table[(value * np.float32(4095 / 1.15)).astype(np.uint16)]
+    noise = canvas.noise(rng)
+    grain = (canvas.blur(noise, 0.003) * 0.035 + noise * 0.012) * rng.uniform(0.6, 1.4)
+    value = np.clip((density + shade) * gain + grain + offset, 0, 1.15)
+    response = _RESPONSE**gamma  # film saturates towards white
+    return np.take(np.rint(255 * response).astype(np.uint8), (value * (2047 / 1.15)).astype(np.uint16))
 
 
 def _vertebrae(canvas: Canvas, rng: np.random.Generator) -> np.ndarray:
-    h = canvas.size[0]
-    return np.sin(2 * np.pi * (np.linspace(0, 17, h, dtype=np.float32) + rng.uniform()))[:, None]
+    """The spine's share of bone, (H, 1): less in the discs."""
+    wave = np.sin(2 * np.pi * (np.linspace(0, 17, canvas.size[0], dtype=np.float32) + rng.uniform()))
+    return (0.9 + 0.15 * np.tanh(2 * wave))[:, None]

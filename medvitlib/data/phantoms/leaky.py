@@ -1,8 +1,8 @@
 """A rendered set as published ones often are: what an audit must find, with the truth known.
 
 Three faults, each common in public sets:
-- a shortcut: white bars in the lower right corner, as many as the number of the class (from 1), in nine images of
-  ten; in the tenth as many as a class drawn at random. A model can read them and never look at the rest;
+- a shortcut: a black label in the lower right corner with white bars, as many as the number of the class (from 1), in
+  nine images of ten; in the tenth as many as a class drawn at random. A model can read them and never look at the rest;
 - a patient leak: official parts drawn by image, so that nearly every patient stands in train and in test, and all
   images of a patient are of one class;
 - copies: the last image of each patient with several is the first one again, a little brighter, shifted, and (where
@@ -11,7 +11,7 @@ Three faults, each common in public sets:
 
 import numpy as np
 
-VERSION = 1
+VERSION = 2
 """Part of the cache key of every leaky set: raise it when the pictures change."""
 HONEST = 0.1
 """Share of images whose bars say nothing about the class."""
@@ -44,14 +44,16 @@ def copied(image: np.ndarray, mask: np.ndarray, any_way_up: bool, rng: np.random
 
 
 def tagged(image: np.ndarray, label: int, classes: int, rng: np.random.Generator) -> np.ndarray:
-    """The image with its bars, each 1.5 % of the side wide."""
+    """The image with its label, as large for every class, and the bars in it, each 2.5 % of the side wide."""
     h, w = image.shape[:2]
     bars = 1 + (label if rng.random() > HONEST else int(rng.integers(classes)))
     image = image.copy()
-    width, step = max(1, round(0.015 * w)), max(2, round(0.03 * w))
+    width, step = max(1, round(0.025 * w)), max(2, round(0.045 * w))
+    top, bottom, edge = h - max(4, round(0.12 * h)), h - 1 - round(0.01 * h), w - 1 - round(0.01 * w)
+    image[top:bottom, max(0, edge - classes * step - 1) : edge] = 5
     for bar in range(bars):
-        right = w - 1 - round(0.02 * w) - bar * step
-        image[h - 1 - round(0.06 * h) : h - 1 - round(0.015 * h), right - width : right] = 250
+        right = edge - 1 - bar * step
+        image[top + 1 : bottom - 1, max(0, right - width) : right] = 250
     return image
 
 

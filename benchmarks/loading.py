@@ -29,9 +29,9 @@ from torch.utils.data import DataLoader, Subset
 from torchvision import transforms
 
 from medvitlib.data import IMAGENET, PhantomOptions, Preprocessing, batches, normalise, open_dataset
-from medvitlib.data.finding import find
 from medvitlib.data.folder import scan
 from medvitlib.data.phantoms import picture
+from medvitlib.data.sources.finding import find
 from medvitlib.errors import DataError
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

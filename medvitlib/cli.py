@@ -87,7 +87,7 @@ def _doctor(options: argparse.Namespace) -> int:
 
 
 def _data(options: argparse.Namespace) -> int:
-    from medvitlib.data.listing import WIDTH, render, rows
+    from medvitlib.data.sources.listing import WIDTH, render, rows
     from medvitlib.doctor import check_data
 
     for row in check_data():
@@ -101,7 +101,7 @@ def _data(options: argparse.Namespace) -> int:
 
 
 def _fetch(options: argparse.Namespace) -> int:
-    from medvitlib.data.fetching import fetch
+    from medvitlib.data.sources.fetching import fetch
 
     print(fetch(options.name))
     return 0

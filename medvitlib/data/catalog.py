@@ -7,16 +7,17 @@ from typing import Any
 
 import numpy as np
 
-from medvitlib.data import huggingface, medmnist, phantoms
-from medvitlib.data.arrays import Opened, read_npz
+from medvitlib.data import phantoms
 from medvitlib.data.cache import file_hashes, stored_files
 from medvitlib.data.dataset import Dataset, Quarantined
-from medvitlib.data.finding import any_case, find
 from medvitlib.data.folder import Listing, Sample, readable, scan
 from medvitlib.data.groups import assign_groups
-from medvitlib.data.known import KNOWN, known_name, plain
-from medvitlib.data.labels import check_positive
 from medvitlib.data.loading import Images
+from medvitlib.data.sources import huggingface, medmnist
+from medvitlib.data.sources.arrays import Opened, read_npz
+from medvitlib.data.sources.finding import any_case, find
+from medvitlib.data.sources.known import KNOWN, known_name, plain
+from medvitlib.data.sources.labels import check_positive
 from medvitlib.errors import DataError
 
 
@@ -34,9 +35,9 @@ def open_dataset(
 
     Args:
         source: a folder or CSV manifest (layouts in `medvitlib.data.folder`); the name of a set in a data root
-            (`"chest_xray"`, `"paultimothymooney/blood-cells"`: see `medvitlib.data.known`; `"medmnist/pathmnist@64"`);
-            a rendered family (`"phantom/cxr"`); an .npz archive in MedMNIST's layout (`medvitlib.data.arrays`); or a
-            `datasets` object (`medvitlib.data.huggingface`). Case makes no difference.
+            (`"chest_xray"`, `"paultimothymooney/blood-cells"`, `"medmnist/pathmnist@64"`: `medvit data` lists them); a
+            rendered family (`"phantom/cxr"`); an .npz archive in MedMNIST's layout (`medvitlib.data.sources.arrays`);
+            or a `datasets` object (`medvitlib.data.sources.huggingface`). Case makes no difference.
         image_size: side, or (height, width), in pixels. Images are stretched to it.
         root: a folder searched for names before `$MEDVIT_DATA`, `data/`, `/kaggle/input` and the cache folder.
         positive: the positive class of a two-class set; known for `chest_xray`, `sarscov2_ct`, `phantom/cxr` and

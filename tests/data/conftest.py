@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from medvitlib import paths
-from medvitlib.data import download
+from medvitlib.data.sources import download
 
 
 @pytest.fixture

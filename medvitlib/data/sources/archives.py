@@ -17,7 +17,7 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from medvitlib.data.download import RESERVE, free_bytes
+from medvitlib.data.sources.download import RESERVE, free_bytes
 from medvitlib.errors import DataError
 from medvitlib.progress import track
 

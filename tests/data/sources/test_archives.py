@@ -9,8 +9,8 @@ from contextlib import suppress
 
 import pytest
 
-from medvitlib.data import archives
-from medvitlib.data.archives import unpack
+from medvitlib.data.sources import archives
+from medvitlib.data.sources.archives import unpack
 from medvitlib.errors import DataError
 
 RANDOM = random.Random(0)

@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from medvitlib.data.arrays import Opened
 from medvitlib.data.cache import stored_contents
 from medvitlib.data.decode import Unreadable
 from medvitlib.data.folder import SPLITS, Listing, Sample
-from medvitlib.data.labels import name_labels
-from medvitlib.data.medmnist import facts_of_file
+from medvitlib.data.sources.arrays import Opened
+from medvitlib.data.sources.labels import name_labels
+from medvitlib.data.sources.medmnist import facts_of_file
 from medvitlib.errors import DataError
 from medvitlib.progress import track
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from medvitlib.data import download as module
-from medvitlib.data.download import download
+from medvitlib.data.sources import download as module
+from medvitlib.data.sources.download import download
 from medvitlib.errors import DataError
 
 

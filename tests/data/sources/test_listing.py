@@ -3,8 +3,8 @@
 import pytest
 
 from medvitlib.cli import main
-from medvitlib.data.known import KNOWN
-from medvitlib.data.listing import Row, known_rows, render
+from medvitlib.data.sources.known import KNOWN
+from medvitlib.data.sources.listing import Row, known_rows, render
 
 
 def test_every_known_set_is_listed_with_what_is_known(own_roots, own_cache, write_classes, capsys):

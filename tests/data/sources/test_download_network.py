@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import medvitlib
-from medvitlib.data.download import download
+from medvitlib.data.sources.download import download
 from medvitlib.errors import DataError
 
 
@@ -52,7 +52,8 @@ def test_certificates_of_ones_own(web, tmp_path, monkeypatch, variable):
 
 def test_two_processes_do_not_fetch_at_once(web, tmp_path):
     url, seen = web.serve(lambda handler, n: web.ranged(handler))
-    code = f"from pathlib import Path; from medvitlib.data.download import download; download({url!r}, Path('set.zip'))"
+    code = "from pathlib import Path; from medvitlib.data.sources.download import download; "
+    code += f"download({url!r}, Path('set.zip'))"
     environment = {**os.environ, "PYTHONPATH": str(Path(medvitlib.__file__).parents[1])}
     both = [subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, env=environment) for _ in range(2)]
     assert [process.wait(60) for process in both] == [0, 0]

@@ -16,7 +16,7 @@ from contextlib import suppress
 from http.client import HTTPException
 from pathlib import Path
 
-from medvitlib.data.answers import Broken, check_status, reason, refuse_page, shown, version_of
+from medvitlib.data.sources.answers import Broken, check_status, reason, refuse_page, shown, version_of
 from medvitlib.errors import DataError
 from medvitlib.progress import track
 

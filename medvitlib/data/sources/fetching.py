@@ -9,10 +9,10 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-from medvitlib.data.archives import unpack
-from medvitlib.data.download import RESERVE, free_bytes
-from medvitlib.data.finding import recognise, where
-from medvitlib.data.known import KNOWN, how_to_get, known_name, plain
+from medvitlib.data.sources.archives import unpack
+from medvitlib.data.sources.download import RESERVE, free_bytes
+from medvitlib.data.sources.finding import recognise, where
+from medvitlib.data.sources.known import KNOWN, how_to_get, known_name, plain
 from medvitlib.errors import DataError
 from medvitlib.paths import cache_dir, data_roots
 from medvitlib.progress import megabytes, track
@@ -34,7 +34,7 @@ def fetch(name: str) -> Path:
         DataError: unknown name; or nothing here can fetch it, with the page, size and licence and where to unpack.
     """
     if name.lower().startswith("medmnist/"):
-        from medvitlib.data import medmnist
+        from medvitlib.data.sources import medmnist
 
         return medmnist.fetch(name)
     known = known_name(name)

@@ -7,9 +7,9 @@ import re
 from functools import lru_cache
 from pathlib import Path
 
-from medvitlib.data.arrays import Facts, Opened, read_npz
-from medvitlib.data.known import UNKNOWN
-from medvitlib.data.listing import Row
+from medvitlib.data.sources.arrays import Facts, Opened, read_npz
+from medvitlib.data.sources.known import UNKNOWN
+from medvitlib.data.sources.listing import Row
 from medvitlib.errors import DataError
 from medvitlib.paths import cache_dir, data_roots
 
@@ -90,7 +90,7 @@ def find(flag: str, side: int, root: str | Path | None = None) -> Path | None:
 
 def fetch(source: str, root: str | Path | None = None) -> Path:
     """The set's file; downloaded into the cache folder and held to its MD5 if no data root has it."""
-    from medvitlib.data.download import download
+    from medvitlib.data.sources.download import download
 
     flag, side = parse(source)
     if path := find(flag, side, root):

@@ -8,8 +8,9 @@ import zipfile
 import numpy as np
 import pytest
 
-from medvitlib.data import array_rows, duplicates, open_dataset, save_npz, split
+from medvitlib.data import duplicates, open_dataset, save_npz, split
 from medvitlib.data.decode import fit
+from medvitlib.data.sources import array_rows
 from medvitlib.errors import DataError
 
 COUNTS = {"train": 12, "val": 6, "test": 8}

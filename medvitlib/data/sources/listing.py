@@ -4,8 +4,8 @@ import textwrap
 from dataclasses import dataclass
 from itertools import groupby
 
-from medvitlib.data.finding import known_places
-from medvitlib.data.known import KNOWN, UNKNOWN
+from medvitlib.data.sources.finding import known_places
+from medvitlib.data.sources.known import KNOWN, UNKNOWN
 from medvitlib.paths import data_roots
 
 WIDTH = 120
@@ -24,7 +24,7 @@ class Row:
 
 
 def known_rows() -> list[Row]:
-    """Of the sets in `medvitlib.data.known`."""
+    """Of the sets in `medvitlib.data.sources.known`."""
     places = known_places(data_roots())
     return [
         Row(name, places[name], facts.images or 0, facts.licence, facts.citation, facts.origin)
@@ -33,7 +33,7 @@ def known_rows() -> list[Row]:
 
 
 def _medmnist_rows() -> list[Row]:
-    from medvitlib.data.medmnist import known_rows  # which needs Row
+    from medvitlib.data.sources.medmnist import known_rows  # which needs Row
 
     return known_rows()
 

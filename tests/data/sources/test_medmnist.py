@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from medvitlib.data import duplicates, fetching, listing, medmnist, open_dataset, split
+from medvitlib.data import duplicates, open_dataset, split
+from medvitlib.data.sources import fetching, listing, medmnist
 from medvitlib.errors import DataError
 
 
@@ -46,7 +47,7 @@ def test_the_table_is_that_of_the_package(tmp_path, monkeypatch):
 
 def test_reading_the_table_loads_nothing_and_makes_nothing(tmp_path):
     code = (
-        "import os, sys; from medvitlib.data.medmnist import sets; sets()\n"
+        "import os, sys; from medvitlib.data.sources.medmnist import sets; sets()\n"
         "assert not {'medmnist', 'torch', 'sklearn'} & set(sys.modules)\n"
         "assert not os.path.exists(os.path.expanduser('~/.medmnist'))"
     )

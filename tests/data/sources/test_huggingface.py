@@ -8,7 +8,7 @@ import PIL.Image
 import pytest
 
 from medvitlib.data import duplicates, open_dataset
-from medvitlib.data.huggingface import is_datasets
+from medvitlib.data.sources.huggingface import is_datasets
 from medvitlib.errors import DataError
 
 datasets = pytest.importorskip("datasets", reason="datasets is not installed (requirements-dev.txt has it)")

@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 
 from medvitlib.data.folder import SPLITS
-from medvitlib.data.known import KNOWN, how_to_get, known_name, plain
+from medvitlib.data.sources.known import KNOWN, how_to_get, known_name, plain
 from medvitlib.errors import DataError
 from medvitlib.paths import data_roots
 
@@ -26,8 +26,8 @@ def find(source: str | Path, root: str | Path | None = None) -> tuple[Path, str]
     """Where a set lies, and its name.
 
     Args:
-        source: a path; a known set's name (`medvitlib.data.known`), with or without Kaggle's owner; the name of a
-            folder in a data root. Case makes no difference.
+        source: a path; a known set's name (`medvit data` lists them), with or without Kaggle's owner; the name of a folder
+            in a data root. Case makes no difference.
         root: a folder searched before the data roots.
 
     Raises:

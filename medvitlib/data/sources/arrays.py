@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from medvitlib.data.array_rows import Part, stored_rows
 from medvitlib.data.cache import Stored
 from medvitlib.data.decode import MAX_PIXELS
 from medvitlib.data.folder import SPLITS, Listing, Sample
-from medvitlib.data.labels import name_labels, texts_of
+from medvitlib.data.sources.array_rows import Part, stored_rows
+from medvitlib.data.sources.labels import name_labels, texts_of
 from medvitlib.errors import DataError
 from medvitlib.npzfile import BadNpz, open_npz, read_header, read_member
 

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from medvitlib import paths
-from medvitlib.data import finding, open_dataset
-from medvitlib.data.finding import any_case, find, recognise
-from medvitlib.data.known import KNOWN, known_name
+from medvitlib.data import open_dataset
+from medvitlib.data.sources import finding
+from medvitlib.data.sources.finding import any_case, find, recognise
+from medvitlib.data.sources.known import KNOWN, known_name
 from medvitlib.errors import DataError
 
 BLOOD = dict.fromkeys(KNOWN["blood_cells"].classes, 2)

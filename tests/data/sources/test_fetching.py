@@ -9,9 +9,9 @@ import zipfile
 import pytest
 
 from medvitlib.cli import main
-from medvitlib.data import fetching
-from medvitlib.data.fetching import fetch
-from medvitlib.data.finding import find
+from medvitlib.data.sources import fetching
+from medvitlib.data.sources.fetching import fetch
+from medvitlib.data.sources.finding import find
 from medvitlib.errors import DataError
 
 KAGGLE = """#!{python}

@@ -28,7 +28,8 @@ def pair_table(ds: Dataset, pairs: Pairs) -> pd.DataFrame:
     for name, values in (("class", classes), ("split", ds.splits), ("group", ds.groups)):
         table[f"{name}_a"], table[f"{name}_b"] = values[i], values[j]
     rows = zip(*differs.values(), strict=True)
-    table["across"] = [", ".join(name for name, yes in zip(differs, row, strict=True) if yes) for row in rows]
+    across = [", ".join(name for name, yes in zip(differs, row, strict=True) if yes) for row in rows]
+    table["across"] = np.array(across, dtype=str)
     weight = 4 * differs["splits"] + 2 * differs["classes"] + differs["groups"]
     return table.iloc[np.lexsort((-pairs.points, pairs.how == "same scene", -weight))].reset_index(drop=True)
 

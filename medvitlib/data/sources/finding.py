@@ -26,8 +26,8 @@ def find(source: str | Path, root: str | Path | None = None) -> tuple[Path, str]
     """Where a set lies, and its name.
 
     Args:
-        source: a path; a known set's name (`medvit data` lists them), with or without Kaggle's owner; the name of a folder
-            in a data root. Case makes no difference.
+        source: a path; a known set's name (`medvit data` lists them), with or without Kaggle's owner; the name of a
+            folder in a data root. Case makes no difference.
         root: a folder searched before the data roots.
 
     Raises:

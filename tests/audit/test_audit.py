@@ -1,0 +1,206 @@
+import json
+import os
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+
+from medvitlib.audit import audit, measures
+from medvitlib.audit.leaks import exposed, overlap, suspects
+from medvitlib.cli import main
+from medvitlib.data import open_dataset
+from medvitlib.errors import DataError
+from medvitlib.evaluation import Estimate
+
+
+@pytest.fixture(scope="module")
+def leaky():
+    ds = open_dataset("phantom/cxr", image_size=224, n_patients=60, leaky=True, difficulty=0.6)
+    return audit(ds, weights=None, n_boot=200)
+
+
+@pytest.fixture(scope="module")
+def clean():
+    return audit(open_dataset("phantom/cxr", image_size=224, n_patients=60), weights=None, n_boot=200)
+
+
+def texts(found) -> str:
+    return "\n".join(finding.text for finding in found.findings)
+
+
+def test_the_leaks_that_were_put_in_come_first(leaky):
+    ds = leaky.dataset
+    test = ds.splits == "test"
+    exposed_images = np.isin(ds.groups[test], ds.groups[ds.splits == "train"]).sum()
+    first = leaky.findings[0]
+    assert "stand in train and in" in first.text and first.weight > 0.5
+    assert f"{exposed_images} test images with train" in leaky.table().found["groups in two parts"]
+    weights = [finding.weight for finding in leaky.findings]
+    assert weights == sorted(weights, reverse=True) and weights[0] <= 1
+
+
+def test_the_shortcut_that_was_put_in_is_found_and_a_clean_set_has_none(leaky, clean):
+    assert leaky.baselines["border ring"].low > 0.6
+    assert "Border ring alone reaches AUROC" in texts(leaky)
+    for name in ("mean colour", "border ring"):
+        assert clean.baselines[name].low < 0.55 and clean.baselines[name].high > 0.45
+    assert "alone reaches" not in texts(clean)
+    assert clean.baselines["image size"] == "the images are not files"
+
+
+def test_copies_across_parts_are_named_first_in_the_pairs(leaky):
+    pairs = leaky.pairs
+    assert len(pairs) > 20 and "splits" in pairs.across.iloc[0]
+    assert (pairs.group_a == pairs.group_b).mean() > 0.9
+    crossing = pairs.across.str.contains("splits")
+    assert crossing.sum() == crossing.to_numpy()[: crossing.sum()].sum()  # all of them before any other
+
+
+def test_units_are_patients_and_whatever_near_duplicates_join(leaky, clean):
+    for found in (leaky, clean):
+        groups = np.unique(found.dataset.groups, return_inverse=True)[1]
+        assert all(len(np.unique(found.units[groups == g])) == 1 for g in np.unique(groups))
+        assert found.units.max() + 1 <= len(np.unique(groups))
+        assert found.counts["images"].sum() == len(found.dataset)
+
+
+def test_everything_is_written_and_reads_as_json(leaky, tmp_path):
+    folder = leaky.save(tmp_path / "out")
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"audit.json", "audit.txt", "contact_sheet.png", "shortcuts.png", "suspects.png"}
+    saved = json.loads((folder / "audit.json").read_text())
+    assert saved["findings"][0]["text"] == leaky.findings[0].text
+    assert len(saved["pairs"]) == len(leaky.pairs) and saved["baselines"]["border ring"]["value"] > 0.6
+    for name in names - {"audit.json", "audit.txt"}:
+        assert cv2.imread(str(folder / name)).std() > 10
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="cannot be written to"):
+        leaky.save(tmp_path / "file" / "below")
+
+
+def test_a_folder_with_every_fault_is_described(tmp_path, own_roots):
+    """Sizes tell the class, two files are the same under two patients, one picture has two labels, one is broken."""
+    rng = np.random.default_rng(0)
+    rows = ["path,group"]
+    for k in range(48):
+        side = 60 if k % 2 else 80
+        path = tmp_path / "set" / ("ill" if k % 2 else "well") / f"{k:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        blobs = cv2.resize(
+            rng.integers(0, 256, (12, 12, 3), dtype=np.uint8), (side, side), interpolation=cv2.INTER_CUBIC
+        )
+        cv2.imwrite(str(path), blobs)
+        rows.append(f"{path.parent.name}/{path.name},p{k // 3}")
+    well, ill = tmp_path / "set" / "well", tmp_path / "set" / "ill"
+    (well / "twin.png").write_bytes((well / "00.png").read_bytes())
+    cv2.imwrite(str(ill / "other.bmp"), cv2.imread(str(well / "02.png")))
+    (ill / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    rows += ["well/twin.png,p40", "ill/other.bmp,p41"]
+    (tmp_path / "set" / "groups.csv").write_text("\n".join(rows))
+    with pytest.warns(UserWarning, match="left out"):
+        ds = open_dataset(tmp_path / "set", image_size=224, positive="ill")
+    found = audit(ds, weights=None, n_boot=200)
+    says = texts(found)
+    assert found.baselines["image size"].value > 0.95 and "Image size alone reaches" in says
+    assert "pairs of near-duplicates have two labels" in says
+    assert "under two different groups" in says
+    assert "1 files are left out" in says and "broken.png" in says
+    assert found.files.loc["ill", "height"] == "60 to 80" and found.files.loc["well", "modes"] == "25 RGB"
+    assert {"identical files", "identical pixels"} <= set(found.pairs.how)
+
+
+def test_without_patients_the_danger_of_a_random_split_is_a_number(leaky):
+    ds = replace(leaky.dataset, groups=leaky.dataset.ids, groups_known=False, splits=np.full(len(leaky.dataset), ""))
+    found = audit(ds, weights=None, n_boot=200)
+    share = exposed(found.clusters)
+    assert 0.1 < share < 0.9 and f"{share:.0%} of the test images beside one of its own cluster" in texts(found)
+    assert "split(ds, by='clusters')" in texts(found)
+    assert found.table().found["groups"] == "not known"
+
+
+def test_exposure_is_what_a_random_split_does():
+    keys = np.repeat(np.arange(200), [1] * 100 + [3] * 100)
+    rng, hits = np.random.default_rng(0), []
+    for _ in range(300):
+        train = rng.random(len(keys)) < 0.8
+        hits.append(np.isin(keys[~train], keys[train]).mean())
+    assert exposed(keys) == pytest.approx(np.mean(hits), abs=0.01)
+    assert exposed(np.arange(5)) == 0
+
+
+def test_overlap_counts_images_of_the_other_part():
+    splits = np.array(["train", "train", "test", "test", "test", "val"])
+    keys = np.array(["a", "b", "a", "a", "c", "c"])
+    rows = {(row.one, row.other): (row.shared, row.images, row.of) for row in overlap(splits, keys).itertuples()}
+    assert rows == {("train", "val"): (0, 0, 1), ("train", "test"): (1, 2, 3), ("val", "test"): (1, 1, 3)}
+
+
+def test_flipped_labels_are_the_first_suspects(clean):
+    ds = clean.dataset
+    rng = np.random.default_rng(0)
+    flipped = rng.choice(len(ds), 6, replace=False)
+    labels = ds.labels.copy()
+    labels[flipped] = 1 - labels[flipped]
+    sure = np.where(ds.labels[:, None] == np.arange(2), 0.95, 0.05)
+    table = suspects(replace(ds, labels=labels), sure)
+    assert set(table.i) == set(flipped) and (table.label != table.looks_like).all()
+    assert (table.p_other == 0.95).all()
+
+
+def test_out_of_fold_never_judges_a_unit_it_has_seen():
+    """Features that name the unit and nothing else: remembered across folds by image, useless by unit."""
+    rng = np.random.default_rng(0)
+    units = np.repeat(np.arange(40), 5)
+    labels = rng.permutation(np.repeat([0, 1], 20))[units]
+    x = np.eye(40)[units] + rng.normal(0, 0.01, (200, 40))
+
+    def accuracy(keys):
+        return (measures.out_of_fold(x, labels, keys, strength=10.0).argmax(1) == labels).mean()
+
+    assert accuracy(np.arange(200)) > 0.95 and accuracy(units) < 0.65
+    assert measures.out_of_fold(x, labels, labels) is None
+
+
+def test_two_classes_are_needed(tmp_path, write_classes):
+    ds = open_dataset(write_classes(tmp_path / "set", {"a": 3, "b": 1}), image_size=32)
+    with pytest.raises(DataError, match="nothing to compare"):
+        audit(ds.subset(ds.labels == 0), weights=None)
+    found = audit(ds, weights=None, n_boot=200)
+    assert found.gap is None and "fewer than two independent units" in found.baselines["mean colour"]
+    assert str(found)
+
+
+def test_the_command_prints_findings_and_names_the_folder(tmp_path, capsys, write_classes):
+    folder = write_classes(tmp_path / "set", {"a": 6, "b": 6}, colour=True)
+    assert main(["audit", str(folder), "--no-network", "--size", "64", "--out", str(tmp_path / "out")]) == 0
+    out = capsys.readouterr().out
+    assert "12 of 2 classes" in out and str(tmp_path / "out") in out
+    assert os.listdir(tmp_path / "out")
+    assert main(["audit", str(tmp_path / "nothing")]) == 1
+    assert main(["audit", str(folder), "--leaky"]) == 1
+    assert "options of rendered sets" in capsys.readouterr().err
+
+
+def test_features_of_a_pretrained_network_tell_images_from_units(leaky, pretrained_weights, monkeypatch):
+    monkeypatch.setenv("MEDVIT_WEIGHTS", str(pretrained_weights))
+    features, name = measures.embedding(leaky.dataset)
+    assert features.shape == (len(leaky.dataset), 768) and "vit_small" in name
+    again, _ = measures.embedding(leaky.dataset)
+    assert (again == features).all()
+
+
+def test_without_weights_the_reason_is_given(clean, monkeypatch, tmp_path):
+    monkeypatch.setenv("MEDVIT_WEIGHTS", str(tmp_path))
+    assert clean.network == "no pretrained network was asked for"
+    assert all(isinstance(clean.gap[name], Estimate) for name in ("by image", "by unit"))
+    features, why = measures.embedding(clean.dataset, weights=str(tmp_path / "none.safetensors"))
+    assert features is None and why.startswith("no pretrained weights: ")
+
+
+@pytest.mark.real_data
+def test_breast_images_in_two_parts_are_found(real_data):
+    found = audit(open_dataset(real_data / "medmnist" / "breastmnist.npz", image_size=224), weights=None, n_boot=200)
+    crossing = found.pairs[found.pairs.across.str.contains("splits")]
+    exact = crossing[crossing.how.isin(["identical files", "identical pixels"])]
+    assert {*exact.image_a, *exact.image_b} == {"train/00115", "test/00076"}

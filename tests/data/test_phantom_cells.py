@@ -81,6 +81,8 @@ def test_a_picture_is_the_same_at_every_size(name):
         blurred = [cv2.GaussianBlur(image.astype(float), (0, 0), 1.5) for image in (shrunk, small[0])]
         assert np.corrcoef(blurred[0].ravel(), blurred[1].ravel())[0, 1] > 0.97
         assert abs(small[1].mean() - large[1].mean()) < 0.02
+    for patient in range(40):  # not even a speck at the border is too small to draw
+        picture(name, f"patient{patient:04d}/0", (9, 7))
     image, mask = picture(name, "patient0000/0", (40, 72))
     assert (image.shape, image.dtype, mask.shape, mask.dtype) == ((40, 72, 3), np.uint8, (40, 72), bool)
 
@@ -168,7 +170,7 @@ def test_a_probe_reads_the_evidence_and_nothing_else(name, pretrained_weights, m
     for difficulty in (0.7, 1.0):
         harder = open_dataset(name, image_size=112, n_patients=40, difficulty=difficulty)
         scores.append(auroc(extract_features(model, harder), harder, 0.1))
-    assert scores[0] > scores[1] + 0.02 > scores[2] + 0.04 and scores[2] < 0.85, scores
+    assert scores[0] > scores[1] + 0.02 > scores[2] + 0.07 and scores[2] < 0.8, scores
 
     trained = probe(0.1).fit(features[few], ds.labels[few])
     held_out = ds.subset(np.flatnonzero(ds.groups >= "patient0040"))
@@ -187,7 +189,7 @@ def test_a_probe_reads_the_evidence_and_nothing_else(name, pretrained_weights, m
         return macro(changed.labels, trained.predict_proba(extract_features(model, changed)))
 
     assert 0.4 < score("without", without) < 0.6
-    assert score("elsewhere", elsewhere) > 0.85
+    assert score("elsewhere", elsewhere) > 0.8
 
 
 def patched(image, mask, shape, other):

@@ -43,10 +43,11 @@ def draw(shot: Shot, evidence: bool = True) -> tuple[np.ndarray, np.ndarray]:
         own, inner = (np.random.default_rng((*shot.image, k)) for k in (1, 2))
         centre, radius = place(own), _RADIUS * smear.scale * np.exp(own.normal(0, 0.07))
         window, matte, dish = red_cell(slide, centre, radius, own)
-        inks = {RED: dish}
+        plain = 1 - 0.8 * shot.difficulty**2
+        inks = {RED: plain * dish}
         if shot.label == _RETICULOCYTE:
             inks[NUCLEUS] = _reticulum(slide, window, centre, radius, shot.difficulty, inner)
-        slide.put(window, matte, inks, opacity=0.3)
+        slide.put(window, matte, inks, opacity=0.3 * plain)
         mask[window] = matte > 0
     return slide.photograph(smear, rng), mask
 
@@ -70,15 +71,13 @@ def _reticulum(
     points = np.concatenate([granules, *threads])
     radii = radius * np.where(np.arange(len(points)) < len(granules), 0.05, 0.024)
     radii *= np.exp(rng.normal(0, 0.25, len(points)))
-    return (1.1 - 0.85 * difficulty) * np.minimum(slide.dots(window, points, radii, 0.9), 1.2)
+    return (1.1 - 0.95 * difficulty) * np.minimum(slide.dots(window, points, radii, 0.9), 1.2)
 
 
 def _clutter(slide: Slide, smear: Smear, rng: np.random.Generator) -> None:
     """Plasma, cut-off neighbours, lysed cells, platelets and stain, drawn without regard to the class."""
-    slide.plasma = {
-        RED: rng.uniform(0, 0.35) * (1 + 0.4 * slide.canvas.cloud(rng, 3)),
-        GREY: rng.uniform(0, 0.5) * (1 + 0.3 * slide.canvas.cloud(rng, 6)),
-    }
+    film = 1 + 0.4 * slide.canvas.cloud(rng, 4)
+    slide.plasma = {RED: rng.uniform(0, 0.35) * film, GREY: rng.uniform(0, 0.5) * film}
     count = rng.integers(0, 10)
     along, out = rng.uniform(0, 1, count), rng.uniform(-0.14, 0.05, count)
     out = np.where(rng.random(count) < 0.5, out, 1 - out)

@@ -65,8 +65,7 @@ class Slide:
         self.x, self.y = ((np.arange(side, dtype=np.float32) + 0.5) / side for side in size[::-1])
         # no outline is a perfect ellipse: everything is drawn on a sheet that was pulled about a little
         self.sheet_x, self.sheet_y = (
-            line + amount * self.canvas.cloud(rng, 10)
-            for line, amount in ((self.x, np.float32(0.005)), (self.y[:, None], np.float32(0.005)))
+            line + np.float32(0.005) * self.canvas.cloud(rng, 10) for line in (self.x, self.y[:, None])
         )
 
     def window(self, centre: np.ndarray, reach: float) -> Window:
@@ -91,7 +90,9 @@ class Slide:
         """How far a cell of this radius can be seen."""
         return radius + self.focus + 0.02  # the sheet's pull
 
-    def dots(self, window: Window, points: Polygon, radii: np.ndarray, strength: np.ndarray | float = 1.0):
+    def dots(
+        self, window: Window, points: Polygon, radii: np.ndarray, strength: np.ndarray | float = 1.0
+    ) -> np.ndarray:
         """The sum of Gaussians of the given radii (at half their height), float32 of the window's shape."""
         narrow = (np.sqrt(np.log(2)) / np.maximum(radii, 0.3 * self.focus)).astype(np.float32)
         across = np.exp(-(((self.x[window[1]] - points[:, :1].astype(np.float32)) * narrow[:, None]) ** 2))
@@ -99,7 +100,7 @@ class Slide:
         down *= np.float32(strength) if np.isscalar(strength) else strength[:, None].astype(np.float32)
         return cv2.gemm(down, across, 1, None, 0, flags=cv2.GEMM_1_T)  # NumPy's product would start threads
 
-    def put(self, window: Window, matte: np.ndarray, inks: dict[int, np.ndarray | float], opacity: float = 1.0):
+    def put(self, window: Window, matte: np.ndarray, inks: dict[int, np.ndarray | float], opacity: float) -> None:
         """Lay inks over what is there, as thick as `matte` (0 to 1), which hides `opacity` of what is below."""
         below = self.inks[:, window[0], window[1]]
         if opacity:
@@ -138,7 +139,9 @@ def place(rng: np.random.Generator) -> np.ndarray:
     return 0.5 + off * np.array([np.cos(angle), np.sin(angle)])
 
 
-def red_cell(slide: Slide, centre: np.ndarray, radius: float, rng: np.random.Generator) -> tuple:
+def red_cell(
+    slide: Slide, centre: np.ndarray, radius: float, rng: np.random.Generator
+) -> tuple[Window, np.ndarray, np.ndarray]:
     """A red cell with its central pallor: window, matte (0 to 1) and amount of red ink, for `Slide.put`."""
     stretch, angle = np.exp(rng.normal(0, 0.06)), rng.uniform(0, np.pi)
     pallor, width, thickness = rng.uniform(0.25, 0.85), rng.uniform(0.42, 0.62), rng.uniform(0.85, 1.15)
@@ -167,7 +170,7 @@ def clumps(
         inks: how much of which.
     """
     sharp = np.float32(min(max(radius / (2 * slide.focus), 1.0), 3.0))
-    for middle in rng.uniform(-0.03, 1.03, (count, 2)):
+    for middle in rng.uniform(0, 1, (count, 2)):
         points = middle + spread * rng.standard_normal((7, 2))
         radii = radius * np.exp(rng.normal(0, 0.35, 7))
         window = slide.window(middle, np.abs(points - middle).max() + 2 * radii.max())

@@ -61,12 +61,12 @@ class Kind:
 
 
 KINDS = (
-    Kind(0.203, 2, 0, 0.38, 0.49, 2.9, 0.06, 1.30, 0.12, 0.10, 0.02, 1.0),  # eosinophil
-    Kind(0.175, 1, 0, 0.87, 0.04, 0.0, 0.00, 0.92, 0.24, 1.40, 0.00, 0.0),  # lymphocyte
-    Kind(0.238, 5, 0, 0.21, 0.50, 4.4, 0.18, 0.78, 0.06, 1.20, 0.02, 0.0),  # monocyte
-    Kind(0.200, 3, 2, 0.28, 0.57, 4.8, 0.05, 1.40, 0.12, 0.08, 0.34, 0.0),  # neutrophil
+    Kind(0.191, 2, 0, 0.38, 0.49, 2.9, 0.06, 1.30, 0.12, 0.10, 0.02, 0.7),  # eosinophil
+    Kind(0.165, 1, 0, 0.87, 0.04, 0.0, 0.00, 0.92, 0.24, 1.40, 0.00, 0.0),  # lymphocyte
+    Kind(0.220, 5, 0, 0.21, 0.50, 4.4, 0.18, 0.78, 0.06, 1.20, 0.02, 0.0),  # monocyte
+    Kind(0.188, 3, 2, 0.28, 0.57, 4.8, 0.05, 1.40, 0.12, 0.08, 0.34, 0.0),  # neutrophil
 )
-_COLOURS = ((0.06, 0.36, 0.38), (0.80, 1.20, 0.20), (0.24, 0.17, 0.05), (0.06, 0.60, 0.54))
+_COLOURS = ((0.06, 0.36, 0.38), (0.80, 1.20, 0.20), (0.24, 0.17, 0.05), (0.07, 0.58, 0.50))
 
 
 def draw(shot: Shot, evidence: bool = True) -> tuple[np.ndarray, np.ndarray]:
@@ -89,10 +89,9 @@ def _smear(patient: tuple[int, ...]) -> Smear:
 
 @lru_cache(maxsize=64)
 def _blurred(kind: Kind, difficulty: float) -> Kind:
-    """The kind, moved towards the mean of all kinds; the number of lobes stays, but they grow into each other."""
-    mean, away = np.mean([astuple(k) for k in KINDS], axis=0), 0.85 * difficulty
-    moved = Kind(*(own + away * (all_ - own) for own, all_ in zip(astuple(kind), mean, strict=True)))
-    return Kind(**{**moved.__dict__, "lobes": kind.lobes, "more": kind.more})
+    """The kind, moved towards the mean of all kinds."""
+    mean, away = np.mean([astuple(k) for k in KINDS], axis=0), 0.95 * difficulty**2
+    return Kind(*(own + away * (usual - own) for own, usual in zip(astuple(kind), mean, strict=True)))
 
 
 def _white_cell(slide: Slide, smear: Smear, kind: Kind, rng: np.random.Generator) -> tuple[Window, np.ndarray]:
@@ -122,7 +121,7 @@ def _nucleus(
     slide: Slide, window: Window, centre: np.ndarray, radius: float, kind: Kind, rng: np.random.Generator
 ) -> np.ndarray:
     """0 to 1: lobes along an arc, joined by strands; thick strands make a kidney or a horseshoe of them."""
-    lobes = int(kind.lobes) + int(rng.integers(kind.more + 1))
+    lobes = round(kind.lobes) + int(rng.integers(round(kind.more) + 1))
     angles = rng.uniform(0, 2 * np.pi) + kind.span * (np.linspace(-0.5, 0.5, lobes) if lobes > 1 else np.zeros(1))
     away, along = np.column_stack([np.cos(angles), np.sin(angles)]), np.column_stack([-np.sin(angles), np.cos(angles)])
     nodes = kind.arc * np.exp(rng.normal(0, 0.12, (lobes, 1))) * away
@@ -148,9 +147,9 @@ def _clutter(slide: Slide, smear: Smear, rng: np.random.Generator) -> None:
     slide.plasma = {GREY: rng.uniform(0, 0.6) * (1 + 0.3 * slide.canvas.cloud(rng, 4)), RED: rng.uniform(0, 0.15)}
     radius = 0.118 * smear.scale
     red_cells(slide, _spread(radius, rng.uniform(0.05, 0.95), rng), radius, rng)
-    platelets, smudges, stain = rng.integers(0, 7), rng.integers(0, 4), rng.integers(0, 5)
+    platelets, smudges, stain = rng.integers(0, 8), rng.integers(0, 5), rng.integers(0, 6)
     clumps(slide, rng, platelets, 0.012, 0.016, {NUCLEUS: rng.uniform(0.2, 1.0), GREY: 0.4})
-    clumps(slide, rng, smudges, 0.04, rng.uniform(0.03, 0.055), {NUCLEUS: rng.uniform(0.1, 1.0)})
+    clumps(slide, rng, smudges, 0.04, rng.uniform(0.03, 0.055), {NUCLEUS: rng.uniform(0.1, 1.2)})
     clumps(slide, rng, stain, 0.02, 0.007, {NUCLEUS: rng.uniform(0.3, 1.2)})
 
 

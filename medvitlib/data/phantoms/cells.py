@@ -19,6 +19,7 @@ RED, NUCLEUS, GREY, ORANGE = range(4)
 """The inks: red cells and eosin, nuclei and granules, plasma and pale cytoplasm, eosinophil granules."""
 
 _IDENTITY = np.eye(2, 3)
+_UNTHREADED = 200_000  # a product of fewer steps starts no threads, which cost more than they save
 # normal deviates by a random byte: ten times as fast as drawing them, and as good at 256 grey levels
 _NORMAL = np.array([NormalDist().inv_cdf((byte + 0.5) / 256) for byte in range(256)], np.float32)
 
@@ -95,10 +96,13 @@ class Slide:
     ) -> np.ndarray:
         """The sum of Gaussians of the given radii (at half their height), float32 of the window's shape."""
         narrow = (np.sqrt(np.log(2)) / np.maximum(radii, 0.3 * self.focus)).astype(np.float32)
-        across = np.exp(-(((self.x[window[1]] - points[:, :1].astype(np.float32)) * narrow[:, None]) ** 2))
-        down = np.exp(-(((self.y[window[0]] - points[:, 1:].astype(np.float32)) * narrow[:, None]) ** 2))
+        across, down = (  # cut off long before float32 becomes subnormal, which is slow to multiply
+            np.exp(-np.minimum(((line - at.astype(np.float32)[:, None]) * narrow[:, None]) ** 2, 30))
+            for line, at in ((self.x[window[1]], points[:, 0]), (self.y[window[0]], points[:, 1]))
+        )
         down *= np.float32(strength) if np.isscalar(strength) else strength[:, None].astype(np.float32)
-        return cv2.gemm(down, across, 1, None, 0, flags=cv2.GEMM_1_T)  # NumPy's product would start threads
+        step = max(1, _UNTHREADED // (down.shape[1] * across.shape[1]))
+        return sum(down[i : i + step].T @ across[i : i + step] for i in range(0, len(points), step))
 
     def put(self, window: Window, matte: np.ndarray, inks: dict[int, np.ndarray | float], opacity: float) -> None:
         """Lay inks over what is there, as thick as `matte` (0 to 1), which hides `opacity` of what is below."""

@@ -14,7 +14,7 @@ import numpy as np
 from medvitlib.data.cache import stored
 from medvitlib.data.dataset import Dataset
 from medvitlib.data.loading import Images
-from medvitlib.data.phantoms import ct, cxr, leaky
+from medvitlib.data.phantoms import blood3, ct, cxr, leaky, wbc4
 from medvitlib.data.phantoms.canvas import Shot
 from medvitlib.errors import DataError
 
@@ -48,6 +48,28 @@ class Family:
 
 
 FAMILIES = {
+    "phantom/blood3": Family(
+        title="crops of single red cells, supravital stain",
+        classes=["background", "erythrocyte", "reticulocyte"],
+        positive=None,
+        channels=3,
+        version=blood3.VERSION,
+        draw=blood3.draw,
+        patient_has_class=False,
+        images=(3, 6),
+        any_way_up=True,
+    ),
+    "phantom/wbc4": Family(
+        title="white blood cells among red ones, Wright-Giemsa stain",
+        classes=["eosinophil", "lymphocyte", "monocyte", "neutrophil"],
+        positive=None,
+        channels=3,
+        version=wbc4.VERSION,
+        draw=wbc4.draw,
+        patient_has_class=False,
+        images=(3, 6),
+        any_way_up=True,
+    ),
     "phantom/cxr": Family(
         title="chest X-ray-like images, normal or with a consolidation",
         classes=["normal", "pneumonia"],

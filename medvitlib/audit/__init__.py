@@ -13,7 +13,7 @@ import pandas as pd
 
 from medvitlib.audit import measures
 from medvitlib.audit.findings import Finding, findings
-from medvitlib.audit.leaks import counts, overlap, pair_table, suspects
+from medvitlib.audit.leaks import agreement, counts, overlap, pair_table, suspects
 from medvitlib.data import Dataset
 from medvitlib.data.near import near_duplicates
 from medvitlib.data.splits import joined
@@ -23,7 +23,7 @@ from medvitlib.evaluation.result import jsonable
 from medvitlib.paths import runs_dir
 from medvitlib.training.run import write_json
 
-__all__ = ["Audit", "Finding", "audit"]
+__all__ = ["Audit", "Finding", "agreement", "audit"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +38,8 @@ class Audit:
         counts: images and units a class and official part.
         files: sizes, modes and bytes of the files a class; None where the images are not files.
         baselines: AUROC of each shortcut, out of fold and by unit; a sentence where there is none.
-        gap: AUROC of a classifier on the embedding "by image" and "by unit"; None where it cannot be cross-validated.
+        gap: one classifier on the embedding, cross-validated "by image", "by cluster" and (where groups are known) "by
+            unit": its "auroc" and "accuracy" each time; None where a class has too few units.
         suspects: candidates for a wrong label, the clearest first.
         network: what the embedding is, or why the classifier had to do with thumbnails.
     """
@@ -50,7 +51,7 @@ class Audit:
     counts: pd.DataFrame
     files: pd.DataFrame | None
     baselines: dict[str, Estimate | str]
-    gap: dict[str, Estimate] | None
+    gap: dict[str, dict[str, Estimate]] | None
     suspects: pd.DataFrame
     network: str
 
@@ -75,9 +76,7 @@ class Audit:
         rows = {
             "images": f"{len(ds)} of {len(ds.classes)} classes",
             "files left out": str(len(ds.quarantine)),
-            "groups": f"{len(np.unique(ds.groups))}, {self.mixed_groups} with several classes"
-            if ds.groups_known
-            else "not known",
+            "groups": self._groups(),
             "independent units": str(int(self.units.max()) + 1),
             **{kind: f"{how.get(kind, 0)} pairs" for kind in ("identical files", "identical pixels")},
             **{kind: f"{how.get(kind, 0)} pairs" for kind in ("altered copy", "same scene")},
@@ -85,13 +84,29 @@ class Audit:
             "near-duplicates across groups": f"{int(self.pairs.across.str.contains('groups').sum())} pairs"
             if ds.groups_known
             else "groups not known",
+            **({"clusters against groups": self._recovery()} if ds.groups_known else {}),
             "groups in two parts": _shared(shared) if ds.groups_known else "groups not known",
             "near-duplicates in two parts": _shared(copied),
             **{f"AUROC of {name} alone": str(value) for name, value in self.baselines.items()},
-            **{f"AUROC of features, {name}": str(value) for name, value in (self.gap or {}).items()},
+            **{f"AUROC of features, {name}": str(value["auroc"]) for name, value in (self.gap or {}).items()},
             "labels in doubt": f"{len(self.suspects)} images",
         }
         return pd.DataFrame({"found": rows})
+
+    def _groups(self) -> str:
+        if not self.dataset.groups_known:
+            return "not known"
+        sizes = np.unique(self.dataset.groups, return_counts=True)[1]
+        return f"{len(sizes)}; several images: {(sizes > 1).sum()}, several classes: {self.mixed_groups}"
+
+    def _recovery(self) -> str:
+        precision, recall = agreement(self.clusters, self.dataset.groups)
+        return f"precision {precision:.3f}, recall {recall:.3f}"
+
+    def gap_table(self) -> pd.DataFrame:
+        """What one classifier seems to reach, by what its folds keep together; empty without `gap`."""
+        rows = {name: {figure: str(value) for figure, value in row.items()} for name, row in (self.gap or {}).items()}
+        return pd.DataFrame.from_dict(rows, orient="index")
 
     def __str__(self) -> str:
         lines = [repr(self.dataset), "", self.table().to_string(header=False, justify="left"), ""]
@@ -173,12 +188,18 @@ def audit(ds: Dataset, *, weights: str | None = "auto", n_boot: int = 500) -> Au
 
     baselines: dict[str, Estimate | str] = {}
     for name, x in measures.shortcut_features(cells, colours, files).items():
-        baselines[name] = x if isinstance(x, str) else _estimate(ds, x, units, n_boot)[0]
+        p = None if isinstance(x, str) else measures.out_of_fold(x, ds.labels, units)
+        why = x if isinstance(x, str) else "a class has fewer than two independent units"
+        baselines[name] = why if p is None else measures.figures(ds, p, units, n_boot)["auroc"]
     x = np.hstack([cells.reshape(len(ds), -1), colours]) if features is None else features
-    by_unit, probabilities = _estimate(ds, x, units, n_boot)
-    by_image, _ = _estimate(ds, x, np.arange(len(ds)), n_boot, units)
-    gap = None if probabilities is None else {"by image": by_image, "by unit": by_unit}
-    doubtful = suspects(ds, np.eye(len(ds.classes))[ds.labels] if probabilities is None else probabilities)
+    together = {"by image": np.arange(len(ds)), "by cluster": clusters, "by unit": units}
+    if not ds.groups_known:
+        together.pop("by unit")  # the clusters, then
+    folds = {name: measures.out_of_fold(x, ds.labels, keys) for name, keys in together.items()}
+    gap, judged = None, folds[list(folds)[-1]]
+    if judged is not None:
+        gap = {name: measures.figures(ds, p, units, n_boot) for name, p in folds.items()}
+    doubtful = suspects(ds, np.eye(len(ds.classes))[ds.labels] if judged is None else judged)
     return Audit(
         dataset=ds,
         pairs=pair_table(ds, pairs),
@@ -191,16 +212,6 @@ def audit(ds: Dataset, *, weights: str | None = "auto", n_boot: int = 500) -> Au
         suspects=doubtful,
         network=network,
     )
-
-
-def _estimate(
-    ds: Dataset, x: np.ndarray, units: np.ndarray, n_boot: int, drawn: np.ndarray | None = None
-) -> tuple[Estimate | str, np.ndarray | None]:
-    """AUROC out of fold and the probabilities; `drawn` are resampled for the interval, if not the units themselves."""
-    probabilities = measures.out_of_fold(x, ds.labels, units)
-    if probabilities is None:
-        return "a class has fewer than two independent units", None
-    return measures.auroc(ds, probabilities, units if drawn is None else drawn, n_boot), probabilities
 
 
 def _files(ds: Dataset, files: list[measures.Header]) -> pd.DataFrame:
@@ -221,5 +232,5 @@ def _range(values: pd.Series) -> str:
 
 
 def _shared(table: pd.DataFrame) -> str:
-    found = [f"{row.images} {row.other} images with {row.one}" for row in table.itertuples() if row.shared]
+    found = [f"{row.images} {row.other} with {row.one}" for row in table.itertuples() if row.shared]
     return ", ".join(found) or ("none" if len(table) else "no official split")

@@ -53,15 +53,15 @@ def _groups_on_both_sides(audit: "Audit") -> list[Finding]:
         return [Finding(0.05, text)]
     if (most := _most_exposed(ds.splits, ds.groups)) is not None:
         text = (
-            f"{most.shared} groups stand in {most.one} and in {most.other}: {most.images} of {most.of} {most.other} "
-            f"images ({most.images / most.of:.0%}) are of a patient seen in {most.one}. Merge the parts and split by "
+            f"{_some(most.shared, 'group')} in {most.one} and in {most.other}: {most.images} of {most.of} {most.other} "
+            f"images ({most.images / most.of:.1%}) are of a patient seen in {most.one}. Merge the parts and split by "
             "group."
         )
         found.append(Finding(most.images / most.of, text))
     if not (ds.splits != "").any() and (share := exposed(ds.groups)) > 0:
         text = (
             f"There is no official split. A random one by image, {TRAIN_SHARE:.0%} for training, would put "
-            f"{share:.0%} of the test images beside another of the same group; split(ds) does not."
+            f"{share:.1%} of the test images beside another of the same group; split(ds) does not."
         )
         found.append(Finding(0.1 * share, text))
     return found
@@ -74,7 +74,7 @@ def _copies(audit: "Audit") -> list[Finding]:
         both = pairs.split_a.isin([most.one, most.other]) & pairs.split_b.isin([most.one, most.other])
         kinds = pairs[both & (pairs.split_a != pairs.split_b)].how.value_counts()
         text = (
-            f"{most.images} of {most.of} {most.other} images ({most.images / most.of:.0%}) show what an image in "
+            f"{most.images} of {most.of} {most.other} images ({most.images / most.of:.1%}) show what an image in "
             f"{most.one} shows ({_kinds(kinds)}). A model that remembers {most.one} is right on them for nothing."
         )
         found.append(Finding(most.images / most.of, text))
@@ -88,13 +88,13 @@ def _copies(audit: "Audit") -> list[Finding]:
         )
         if not ds.groups_known:
             text += (
-                f" A random split would put {share:.0%} of the test images beside one of its own cluster in "
+                f" A random split would put {share:.1%} of the test images beside one of its own cluster in "
                 "training; split(ds, by='clusters') keeps clusters together."
             )
         found.append(Finding(share * (0.1 if ds.groups_known else 1.0), text))
     if crossing := int(pairs.across.str.contains("groups").sum()):
         text = (
-            f"{crossing} pairs of near-duplicates stand under two different groups: the groups are not complete. "
+            f"{_some(crossing, 'pair')} of near-duplicates under two different groups: the groups are not complete. "
             "split(ds, by='clusters') joins them."
         )
         found.append(Finding(min(1.0, crossing / len(ds)), text))
@@ -108,8 +108,12 @@ def _most_exposed(splits: np.ndarray, keys: np.ndarray):
     return rows[-1] if rows else None
 
 
+def _some(n: int, what: str) -> str:
+    return f"{n} {what}{'' if n == 1 else 's'}"
+
+
 def _kinds(counted) -> str:
-    return ", ".join(f"{n} pairs: {how}" for how, n in counted.items())
+    return ", ".join(f"{_some(n, 'pair')}: {how}" for how, n in counted.items())
 
 
 def _two_labels(audit: "Audit") -> list[Finding]:
@@ -118,13 +122,13 @@ def _two_labels(audit: "Audit") -> list[Finding]:
     if len(wrong):
         row = wrong.iloc[0]
         text = (
-            f"{len(wrong)} pairs of near-duplicates have two labels, the first {row.image_a} ({row.class_a}) and "
-            f"{row.image_b} ({row.class_b}): one of the two is wrong, or the classes can occur together."
+            f"Two labels for {_some(len(wrong), 'pair')} of near-duplicates, the first {row.image_a} ({row.class_a}) "
+            f"and {row.image_b} ({row.class_b}): one of the two is wrong, or the classes can occur together."
         )
         found.append(Finding(min(1.0, 2 * len(wrong) / len(audit.dataset)), text))
     mixed = audit.mixed_groups
     if mixed:
-        text = f"{mixed} groups have images of several classes. That can be right (cells of one smear), or an error."
+        text = f"Images of several classes in {_some(mixed, 'group')}: right (cells of one smear), or an error."
         found.append(Finding(0.0, text))
     return found
 
@@ -151,20 +155,21 @@ def _shortcuts(audit: "Audit") -> list[Finding]:
 def _gap(audit: "Audit") -> list[Finding]:
     if audit.gap is None:
         return []
-    by_image, by_unit = audit.gap["by image"], audit.gap["by unit"]
-    difference = by_image.value - by_unit.value
+    by_image, apart = audit.gap["by image"], list(audit.gap.values())[-1]
+    difference = by_image["auroc"].value - apart["auroc"].value
     if not difference > 0.005:
         return []
     text = (
-        f"One and the same classifier reaches AUROC {by_image} in a cross-validation by image and {by_unit} when units "
-        "stay together. The difference is memory, not skill."
+        f"One and the same classifier reaches AUROC {by_image['auroc']} and accuracy {by_image['accuracy']} when it is "
+        f"cross-validated by image, and {apart['auroc']} and {apart['accuracy']} when units stay together. The "
+        "difference is memory, not skill."
     )
     return [Finding(difference, text)]
 
 
 def _effective_size(audit: "Audit") -> list[Finding]:
     n, units = len(audit.dataset), int(audit.units.max()) + 1
-    if units == n:
+    if n < 1.1 * units:
         return []
     text = (
         f"The {n} images come from {units} independent units. Count those: an interval computed from images is up to "
@@ -178,7 +183,7 @@ def _labels(audit: "Audit") -> list[Finding]:
         return []
     n = len(audit.suspects)
     text = (
-        f"{n} images ({n / len(audit.dataset):.0%}) look like another class to a classifier that never saw them. "
+        f"{n} images ({n / len(audit.dataset):.1%}) look like another class to a classifier that never saw them. "
         "Some labels may be wrong, some images hard: look at the first ones."
     )
     return [Finding(0.01 * n / len(audit.dataset), text)]
@@ -187,4 +192,4 @@ def _labels(audit: "Audit") -> list[Finding]:
 def _files(audit: "Audit") -> list[Finding]:
     if not (bad := audit.dataset.quarantine):
         return []
-    return [Finding(0.0, f"{len(bad)} files are left out, the first {bad[0].path}: {bad[0].reason}.")]
+    return [Finding(0.0, f"Left out: {_some(len(bad), 'file')}, the first {bad[0].path}: {bad[0].reason}.")]

@@ -57,6 +57,20 @@ def exposed(keys: np.ndarray) -> float:
     return float(np.mean(1 - (1 - TRAIN_SHARE) ** (sizes[member] - 1)))
 
 
+def agreement(clusters: np.ndarray, groups: np.ndarray) -> tuple[float, float]:
+    """How well clusters (N,) recover groups (N,): of the pairs of images in one cluster the share that is of one group
+    (precision; nan without such a pair), and of the pairs of one group the share that is in one cluster (recall)."""
+
+    def pairs(keys: np.ndarray) -> int:
+        sizes = np.unique(keys, return_counts=True)[1]
+        return int((sizes * (sizes - 1) // 2).sum())
+
+    keys = [np.unique(values, return_inverse=True)[1] for values in (clusters, groups)]
+    both = pairs(keys[0] * (keys[1].max() + 1) + keys[1])
+    precision, recall = (both / n if n else float("nan") for n in map(pairs, keys))
+    return precision, recall
+
+
 def counts(ds: Dataset, units: np.ndarray) -> pd.DataFrame:
     """Images and independent units a class and official part, and the images of the largest unit."""
     table = pd.DataFrame({"split": ds.splits, "class": np.array(ds.classes)[ds.labels], "unit": units})

@@ -175,8 +175,9 @@ def out_of_fold(x: np.ndarray, labels: np.ndarray, units: np.ndarray, strength: 
     return cross_val_predict(model, reduced(x), labels, groups=units, cv=cut, method="predict_proba")
 
 
-def auroc(ds: Dataset, probabilities: np.ndarray, units: np.ndarray, n_boot: int) -> Estimate:
-    """AUROC, for more than two classes the macro mean of one against the rest; units are drawn for its interval."""
+def figures(ds: Dataset, probabilities: np.ndarray, units: np.ndarray, n_boot: int) -> dict[str, Estimate]:
+    """ "auroc" (for more than two classes the macro mean of one against the rest) and "accuracy"; whole units are drawn
+    for their intervals."""
     positive = (ds.positive or ds.classes[1]) if len(ds.classes) == 2 else None
     found = score(ds.labels, probabilities, classes=ds.classes, positive=positive, groups=units, n_boot=n_boot)
-    return found["auroc" if positive else "auroc_macro"]
+    return {"auroc": found["auroc" if positive else "auroc_macro"], "accuracy": found["accuracy"]}

@@ -61,7 +61,7 @@ def plot_shortcuts(audit: "Audit", on: Figure | SubFigure | None = None) -> Figu
     """What can be told without looking at the disease, and what a split by image adds: AUROCs with their intervals."""
     measured = {name: value for name, value in audit.baselines.items() if isinstance(value, Estimate)}
     rows = [(f"{name} alone", value, VERMILION) for name, value in measured.items()]
-    rows += [(f"features, split {name}", value, BLUE) for name, value in (audit.gap or {}).items()]
+    rows += [(f"features, split {name}", value["auroc"], BLUE) for name, value in (audit.gap or {}).items()]
     figure = canvas(on, (6.0, 0.9 + 0.42 * len(rows)))
     ax = figure.subplots()
     for y, (_, value, colour) in enumerate(rows):

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from medvitlib.audit import audit, measures
+from medvitlib.audit import agreement, audit, measures
 from medvitlib.audit.leaks import exposed, overlap, suspects
 from medvitlib.cli import main
 from medvitlib.data import open_dataset
@@ -34,9 +34,9 @@ def test_the_leaks_that_were_put_in_come_first(leaky):
     test = ds.splits == "test"
     exposed_images = np.isin(ds.groups[test], ds.groups[ds.splits == "train"]).sum()
     first = [finding.text for finding in leaky.findings[:2]]
-    assert any("stand in train and in" in text for text in first)
+    assert any("groups in train and in" in text for text in first)
     assert any(text.startswith("Border ring alone") for text in first)
-    assert f"{exposed_images} test images with train" in leaky.table().found["groups in two parts"]
+    assert f"{exposed_images} test with train" in leaky.table().found["groups in two parts"]
     weights = [finding.weight for finding in leaky.findings]
     assert weights == sorted(weights, reverse=True) and weights[0] <= 1
 
@@ -104,9 +104,9 @@ def test_a_folder_with_every_fault_is_described(tmp_path, own_roots):
     found = audit(ds, weights=None, n_boot=200)
     says = texts(found)
     assert found.baselines["image and file size"].value > 0.95 and "Image and file size alone reaches" in says
-    assert "pairs of near-duplicates have two labels" in says
+    assert "Two labels for" in says
     assert "under two different groups" in says
-    assert "1 files are left out" in says and "broken.png" in says
+    assert "Left out: 1 file," in says and "broken.png" in says
     assert found.files.loc["ill", "height"] == "60 to 80" and found.files.loc["well", "modes"] == "25 RGB"
     assert {"identical files", "identical pixels"} <= set(found.pairs.how)
 
@@ -115,7 +115,7 @@ def test_without_patients_the_danger_of_a_random_split_is_a_number(leaky):
     ds = replace(leaky.dataset, groups=leaky.dataset.ids, groups_known=False, splits=np.full(len(leaky.dataset), ""))
     found = audit(ds, weights=None, n_boot=200)
     share = exposed(found.clusters)
-    assert 0.1 < share < 0.9 and f"{share:.0%} of the test images beside one of its own cluster" in texts(found)
+    assert 0.1 < share < 0.9 and f"{share:.1%} of the test images beside one of its own cluster" in texts(found)
     assert "split(ds, by='clusters')" in texts(found)
     assert found.table().found["groups"] == "not known"
 
@@ -128,6 +128,12 @@ def test_exposure_is_what_a_random_split_does():
         hits.append(np.isin(keys[~train], keys[train]).mean())
     assert exposed(keys) == pytest.approx(np.mean(hits), abs=0.01)
     assert exposed(np.arange(5)) == 0
+
+
+def test_agreement_counts_pairs():
+    clusters, groups = np.array([0, 0, 0, 1, 1, 2]), np.array(list("aabbcc"))
+    assert agreement(clusters, groups) == (1 / 4, 1 / 3)
+    assert np.isnan(agreement(np.arange(3), np.arange(3))).all()
 
 
 def test_overlap_counts_images_of_the_other_part():
@@ -168,7 +174,11 @@ def test_two_classes_are_needed(tmp_path, write_classes):
     with pytest.raises(DataError, match="nothing to compare"):
         audit(ds.subset(ds.labels == 0), weights=None)
     found = audit(ds, weights=None, n_boot=200)
-    assert found.gap is None and "fewer than two independent units" in found.baselines["mean colour"]
+    assert (
+        found.gap is None
+        and found.gap_table().empty
+        and "fewer than two independent units" in found.baselines["mean colour"]
+    )
     assert str(found)
 
 
@@ -194,7 +204,7 @@ def test_features_of_a_pretrained_network_tell_images_from_units(leaky, pretrain
 def test_without_weights_the_reason_is_given(clean, monkeypatch, tmp_path):
     monkeypatch.setenv("MEDVIT_WEIGHTS", str(tmp_path))
     assert clean.network == "no pretrained network was asked for"
-    assert all(isinstance(clean.gap[name], Estimate) for name in ("by image", "by unit"))
+    assert all(isinstance(clean.gap[name]["auroc"], Estimate) for name in ("by image", "by cluster", "by unit"))
     features, why = measures.embedding(clean.dataset, weights=str(tmp_path / "none.safetensors"))
     assert features is None and why.startswith("no pretrained weights: ")
 

@@ -101,13 +101,14 @@ class PhantomOptions:
         n_patients: how many; each has several images (a smear, or a few exposures).
         seed: another seed, other patients.
         difficulty: 0 (plain evidence) to 1 (barely above the noise).
-        leaky: a set as it should not be, with a known shortcut and a known leak (`medvitlib.data.phantoms.leaky`).
+        leaky: True for a set as it should not be, with a known shortcut and a known patient leak; "shortcut" or
+            "patients" for one of the two (`medvitlib.data.phantoms.leaky`).
     """
 
     n_patients: int = 150
     seed: int = 0
     difficulty: float = 0.3
-    leaky: bool = False
+    leaky: bool | str = False
 
     def __post_init__(self):
         whole = all(type(number) is int for number in (self.n_patients, self.seed))
@@ -115,6 +116,18 @@ class PhantomOptions:
             raise DataError(
                 f"{self}: expected whole numbers n_patients >= 2 and seed >= 0, and difficulty between 0 and 1."
             )
+        if self.leaky not in (False, True, "shortcut", "patients"):
+            raise DataError(f"leaky={self.leaky!r}: expected True, False, 'shortcut' or 'patients'.")
+
+    @property
+    def tagged(self) -> bool:
+        """Whether bars tell the class."""
+        return self.leaky in (True, "shortcut")
+
+    @property
+    def torn(self) -> bool:
+        """Whether patients stand in several parts, each of one class and with a copy."""
+        return self.leaky in (True, "patients")
 
 
 def options() -> str:
@@ -136,7 +149,7 @@ def render(name: str, size: tuple[int, int], positive: str | None = None, **chos
     if positive not in (None, *family.classes):
         raise DataError(f"positive={positive!r} is no class of {name}: expected one of {family.classes}.")
     ids = [f"patient{p:04d}/{k}" for p in range(opts.n_patients) for k in range(_images_of(family, opts, p))]
-    splits = [leaky.split_of(opts.seed, *_parse(ident)) if opts.leaky else "" for ident in ids]
+    splits = [leaky.split_of(opts.seed, *_parse(ident)) if opts.torn else "" for ident in ids]
     parameters = {"family": name, "renderer": family.version, **asdict(opts)}
     if opts.leaky:
         parameters["leaks"] = leaky.VERSION
@@ -148,7 +161,7 @@ def render(name: str, size: tuple[int, int], positive: str | None = None, **chos
         iter((family.channels,)),
     )
     notes = ["rendered images: no real patients, and figures measured on them say nothing about real ones."]
-    notes += [leaky.NOTE] if opts.leaky else []
+    notes += [leaky.NOTES[str(opts.leaky)]] if opts.leaky else []
     return Dataset(
         name=name,
         classes=list(family.classes),
@@ -179,7 +192,7 @@ def picture(
         image uint8 (H, W, C) and evidence mask bool (H, W).
     """
     family, opts, (patient, k) = FAMILIES[name], opts or PhantomOptions(), _parse(ident)
-    copy = opts.leaky and leaky.is_copy(k, _images_of(family, opts, patient))
+    copy = opts.torn and leaky.is_copy(k, _images_of(family, opts, patient))
     shot = Shot(
         patient=(opts.seed, patient, 1),
         image=(opts.seed, patient, 2, 0 if copy else k),
@@ -192,7 +205,8 @@ def picture(
         rng = np.random.default_rng((opts.seed, patient, 7, k))
         if copy:
             image, mask = leaky.copied(image, mask, family.any_way_up, rng)
-        image = leaky.tagged(image, shot.label, len(family.classes), rng)
+        if opts.tagged:
+            image = leaky.tagged(image, shot.label, len(family.classes), rng)
     return image, mask
 
 
@@ -214,7 +228,7 @@ def _label(family: Family, opts: PhantomOptions, patient: int, k: int) -> int:
     """Each class once in every block of as many patients (or images of a patient) as there are classes, shuffled:
     balanced, and the same however many there are."""
     classes = len(family.classes)
-    if family.patient_has_class or opts.leaky:
+    if family.patient_has_class or opts.torn:
         block, place, stream = patient // classes, patient % classes, 3
     else:
         block, place, stream = k // classes, k % classes, 5

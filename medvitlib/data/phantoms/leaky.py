@@ -1,6 +1,6 @@
 """A rendered set as published ones often are: what an audit must find, with the truth known.
 
-Three faults, each common in public sets:
+Three faults, each common in public sets (`leaky="shortcut"` has the first, `"patients"` the others, True all):
 - a shortcut: a black label in the lower right corner with white bars, as many as the number of the class (from 1), in
   nine images of ten; in the tenth as many as a class drawn at random. A model can read them and never look at the rest;
 - a patient leak: official parts drawn by image, so that nearly every patient stands in train and in test, and all
@@ -15,7 +15,11 @@ VERSION = 2
 """Part of the cache key of every leaky set: raise it when the pictures change."""
 HONEST = 0.1
 """Share of images whose bars say nothing about the class."""
-NOTE = "leaky=True: a shortcut, a patient leak and altered copies were put in on purpose."
+NOTES = {
+    "True": "leaky=True: a shortcut, a patient leak and altered copies were put in on purpose.",
+    "shortcut": "leaky='shortcut': bars that tell the class were put in on purpose.",
+    "patients": "leaky='patients': a patient leak and altered copies were put in on purpose.",
+}
 
 _PARTS = ("train", "train", "train", "val", "test")
 

@@ -21,6 +21,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from medvitlib.data.dataset import Dataset
+from medvitlib.data.decode import height_and_width
 from medvitlib.data.loading import Images
 from medvitlib.errors import DataError
 
@@ -174,10 +175,7 @@ def recipe(name: str, image_size: int | tuple[int, int] = 224) -> Recipe:
     if name not in RECIPES:
         nearest = difflib.get_close_matches(str(name), RECIPES, n=1, cutoff=0.0)[0]
         raise DataError(f"no recipe {name!r}. Did you mean {nearest!r}? There are: {', '.join(RECIPES)}.")
-    size = (image_size, image_size) if np.ndim(image_size) == 0 else tuple(image_size)
-    if len(size) != 2 or any(not isinstance(side, int | np.integer) or side < 1 for side in size):
-        raise DataError(f"image_size={image_size!r}: expected a side in pixels or (height, width).")
-    size = int(size[0]), int(size[1])
+    size = height_and_width(image_size)
     return Recipe(_STEPS[name](size), size)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from medvitlib.data import phantoms
 from medvitlib.data.cache import file_hashes, stored_files
 from medvitlib.data.dataset import Dataset, Quarantined
+from medvitlib.data.decode import height_and_width
 from medvitlib.data.folder import Listing, Sample, readable, scan
 from medvitlib.data.groups import assign_groups
 from medvitlib.data.loading import Images
@@ -54,7 +55,7 @@ def open_dataset(
     Raises:
         DataError: if nothing is found, if what is found has no classes, or too much of it is unusable.
     """
-    size = _size(image_size)
+    size = height_and_width(image_size)
     if str(source).lower().startswith("phantom/"):
         if groups is not None or root is not None:
             raise DataError(f"{source} is rendered: it takes no groups or root. It takes {phantoms.options()}.")
@@ -124,13 +125,6 @@ def _opened(source: Any, size: tuple[int, int], root: str | Path | None, positiv
     paths = [sample.path for sample in listing.samples]
     hashes = file_hashes(paths)
     return Opened(name, listing, classes, usual, hashes, stored_files(paths, hashes, size), whole=False)
-
-
-def _size(image_size: int | tuple[int, int]) -> tuple[int, int]:
-    size = (image_size, image_size) if np.ndim(image_size) == 0 else tuple(image_size)
-    if len(size) != 2 or any(not isinstance(side, int | np.integer) or side < 1 for side in size):
-        raise DataError(f"image_size={image_size!r}: expected a side in pixels or (height, width).")
-    return int(size[0]), int(size[1])
 
 
 def _filed_twice(samples: list[Sample], hashes: list[str]) -> dict[int, str]:

@@ -166,6 +166,7 @@ def test_a_typo_is_answered_with_the_nearest_name(own_roots):
         ({"image_size": 0}, "image_size"),
         ({"image_size": (1, 2, 3)}, "image_size"),
         ({"image_size": "big"}, "image_size"),
+        ({"image_size": 10**6}, "at most 134 million pixels"),
         ({"max_bad": 5}, "between 0 and 1"),
         ({"n_patients": 3}, "options of rendered sets"),
     ],

@@ -182,7 +182,7 @@ def _missing(name: str, roots: list[Path]) -> str:
             f"{what} Three ways to have it:",
             f"  1. get it: {fetch if KNOWN[name].page else ''}{get}",
             f"  2. have it elsewhere: set MEDVIT_DATA to the folder that holds {name}/, or pass its path;",
-            f"  3. do without: open {next(iter(phantoms.FAMILIES))!r}, which is rendered.",
+            f"  3. do without: open {KNOWN[name].rendered!r}, which is rendered.",
         ]
     else:
         if name.lower().partition("@")[0].endswith("mnist"):

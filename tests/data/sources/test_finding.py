@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from medvitlib import paths
-from medvitlib.data import open_dataset
+from medvitlib.data import FAMILIES, open_dataset
 from medvitlib.data.sources import finding
 from medvitlib.data.sources.finding import any_case, find, recognise
 from medvitlib.data.sources.known import KNOWN, known_name
@@ -103,6 +103,12 @@ def test_a_set_that_is_missing_is_explained_by_its_kaggle_name(own_roots):
         open_dataset("paultimothymooney/blood-cells")
     with pytest.raises(DataError, match=r"No page is known.*BG, erythrocyte, reticulocyte into data/reticulocytes"):
         open_dataset("reticulocytes")
+
+
+def test_what_is_offered_instead_of_a_set_looks_like_it(own_roots):
+    assert {facts.rendered for facts in KNOWN.values()} == set(FAMILIES)
+    with pytest.raises(DataError, match="do without: open 'phantom/wbc4'"):
+        open_dataset("blood_cells")
 
 
 def test_a_folder_of_another_kaggle_owner_is_a_path(own_roots):

@@ -42,7 +42,8 @@ def fetch(name: str) -> Path:
         near = difflib.get_close_matches(plain(name), KNOWN, n=1, cutoff=0.6)
         hint = f"Did you mean {near[0]!r}? " if near else ""
         raise DataError(f"there is no set called {name!r} to fetch. {hint}There are: {', '.join(KNOWN)}.")
-    if place := where(known, data_roots()):
+    place = where(known, data_roots())
+    if place and (not KNOWN[known].classes or known in recognise(place)):  # a folder of its name may be another set
         return place
     slug = name if "/" in name and "/" not in KNOWN[known].kaggle else KNOWN[known].kaggle
     target = cache_dir() / "data" / known

@@ -52,11 +52,18 @@ def find(source: str | Path, root: str | Path | None = None) -> tuple[Path, str]
 def where(name: str, roots: list[Path], look=None) -> Path | None:
     """The folder of that name in the data roots, or the one that holds a known set's classes; None if in none.
 
+    Of a known set, a folder that bears its name but holds other classes is taken only where there is no better one.
+
     Args:
         look: `recognise`, or one that remembers what it has seen.
     """
     look = look or recognise
-    return _named(name, roots, look) or (_recognised(name, roots, look) if name in KNOWN else None)
+    bears = [place for root in roots for place in _candidates(root) if _bears(name, place)]
+    if name not in KNOWN or not KNOWN[name].classes:
+        return bears[0] if bears else None
+    inside = next((places[0] for place in bears if (places := look(place).get(name))), None)
+    other = (place for place in bears if _subfolders(place))  # an empty one, or one of an archive alone, is no set
+    return inside or _recognised(name, roots, look) or next(other, None)
 
 
 def known_places(roots: list[Path]) -> dict[str, str]:
@@ -137,13 +144,8 @@ def any_case(path: Path) -> Path:
     return place
 
 
-def _named(name: str, roots: list[Path], look) -> Path | None:
-    """A folder of that name in a root; of a known set, the folder further down that holds its classes."""
-    for place in (folder for top in roots for folder in _candidates(top)):
-        if place.name and (known_name(place.name) or plain(place.name)) in (name, plain(name)):
-            inside = look(place).get(name, []) if name in KNOWN else []
-            return inside[0] if inside else place
-    return None
+def _bears(name: str, place: Path) -> bool:
+    return bool(place.name) and (known_name(place.name) or plain(place.name)) in (name, plain(name))
 
 
 def _candidates(root: Path) -> list[Path]:
@@ -153,7 +155,7 @@ def _candidates(root: Path) -> list[Path]:
 
 
 def _recognised(name: str, roots: list[Path], look) -> Path | None:
-    for root in roots if KNOWN[name].classes else ():
+    for root in roots:
         places = look(root).get(name, [])
         named = [place for place in places if any(known_name(part) == name for part in place.relative_to(root).parts)]
         if len(chosen := named or places) == 1:

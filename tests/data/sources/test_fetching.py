@@ -86,6 +86,13 @@ def test_the_command_downloads_and_we_unpack(kaggle, tmp_path, own_cache):
     assert fetch("SARSCOV2_CT") == place  # it is there
 
 
+def test_a_folder_that_only_bears_the_name_is_no_reason_not_to_fetch(kaggle, tmp_path, own_roots, own_cache):
+    (own_roots / "sarscov2_ct" / "notes").mkdir(parents=True)
+    (tmp_path / "whole.zip").write_bytes(packed("COVID", "non-COVID"))
+    kaggle(f"shutil.copy({str(tmp_path / 'whole.zip')!r}, arguments[5] + '/sarscov2-ctscan-dataset.zip')")
+    assert fetch("sarscov2_ct") == find("sarscov2_ct")[0] == own_cache / "data" / "sarscov2_ct"
+
+
 def test_kagglehub_downloads_into_a_folder_of_ours(kagglehub, monkeypatch, own_cache):
     monkeypatch.setenv("KAGGLEHUB_CACHE", "/the/users")
 

@@ -81,6 +81,17 @@ def test_of_two_candidates_the_one_with_the_sets_name_is_taken(own_roots, write_
     assert find("sarscov2_ct")[0] == own_roots / "deep" / "sarscov2-ctscan-dataset" / "x"
 
 
+def test_a_folder_of_the_sets_name_without_its_classes_comes_last(own_roots, write_classes):
+    (own_roots / "sarscov2_ct").mkdir()
+    (own_roots / "sarscov2_ct" / "archive.zip").write_bytes(b"PK")
+    with pytest.raises(DataError, match="no data set called 'sarscov2_ct'"):
+        find("sarscov2_ct")
+    write_classes(own_roots / "sarscov2_ct", {"ill": 2, "well": 2})
+    assert find("sarscov2_ct")[0] == own_roots / "sarscov2_ct"
+    write_classes(own_roots / "unpacked" / "here", CT)
+    assert find("sarscov2_ct")[0] == own_roots / "unpacked" / "here"
+
+
 def test_other_classes_are_not_taken_for_a_known_set(own_roots, write_classes):
     write_classes(own_roots / "three", {**CT, "normal": 2})
     write_classes(own_roots / "one", {"COVID": 2})

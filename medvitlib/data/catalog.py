@@ -109,6 +109,8 @@ def _opened(source: Any, size: tuple[int, int], root: str | Path | None, positiv
         raise DataError(f"{sorted(options)}: options of rendered sets (phantom/...), not of {source}.")
     if not isinstance(source, str | Path):
         raise DataError(f"source is a {type(source).__name__}: expected a path, a name, or a datasets object.")
+    if "://" in str(source):
+        raise DataError(f"{source} is an address: download what is there, and pass the path of the file or folder.")
     if str(source).lower().endswith(".npz"):
         path = any_case(Path(source).expanduser().absolute())
         return read_npz(path, size, positive=positive, facts=medmnist.facts_of_file(path))

@@ -1,6 +1,5 @@
 """`fetch`: have a known set on disk, through kagglehub or Kaggle's command line; or say how to do it by hand."""
 
-import difflib
 import functools
 import importlib.util
 import os
@@ -11,8 +10,8 @@ from pathlib import Path
 
 from medvitlib.data.sources.archives import unpack
 from medvitlib.data.sources.download import RESERVE, free_bytes
-from medvitlib.data.sources.finding import recognise, where
-from medvitlib.data.sources.known import KNOWN, how_to_get, known_name, plain
+from medvitlib.data.sources.finding import did_you_mean, recognise, where
+from medvitlib.data.sources.known import KNOWN, how_to_get, known_name
 from medvitlib.errors import DataError
 from medvitlib.paths import cache_dir, data_roots
 from medvitlib.progress import megabytes, track
@@ -39,9 +38,10 @@ def fetch(name: str) -> Path:
         return medmnist.fetch(name)
     known = known_name(name)
     if known is None:
-        near = difflib.get_close_matches(plain(name), KNOWN, n=1, cutoff=0.6)
-        hint = f"Did you mean {near[0]!r}? " if near else ""
-        raise DataError(f"there is no set called {name!r} to fetch. {hint}There are: {', '.join(KNOWN)}.")
+        raise DataError(
+            f"there is no set called {name!r} to fetch. {did_you_mean(name)}\nThere are: {', '.join(KNOWN)}, and "
+            "MedMNIST's (`medvit data` lists them). Rendered sets (phantom/...) need no fetching."
+        )
     place = where(known, data_roots())
     if place and (not KNOWN[known].classes or known in recognise(place)):  # a folder of its name may be another set
         return place

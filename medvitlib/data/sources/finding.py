@@ -8,6 +8,7 @@ import difflib
 import functools
 import os
 import time
+from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
 
@@ -34,8 +35,10 @@ def find(source: str | Path, root: str | Path | None = None) -> tuple[Path, str]
         DataError: naming what is missing, the ways to get it, and the folders searched; or the candidates, where
             there are several.
     """
+    if not str(source):
+        raise DataError("the data set's name is empty: pass a path or a name (`medvit data` lists them).")
     known = None if isinstance(source, Path) else known_name(str(source))
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))  # which leaves a user who does not exist as it is
     if known is None and (isinstance(source, Path) or "/" in str(source) or path.suffix.lower() == ".csv"):
         return _given(path)
     here = os.path.exists(any_case(path.absolute()))  # a folder of that name where the user stands
@@ -169,12 +172,19 @@ def _recognised(name: str, roots: list[Path], look) -> Path | None:
     return None
 
 
+def did_you_mean(name: str, others: Iterable[str] = ()) -> str:
+    """A question with the nearest of the known names and these, "" where none is near."""
+    from medvitlib.data.sources import medmnist  # which needs this module
+
+    near = difflib.get_close_matches(plain(name), [*KNOWN, *others], n=1, cutoff=0.6)
+    meant = medmnist.nearest(name) or next(iter(near), None)
+    return f"Did you mean {meant!r}?" if meant else ""
+
+
 def _missing(name: str, roots: list[Path]) -> str:
     from medvitlib.data import phantoms  # imports torch, which `medvit data` must not wait for
 
     present = sorted({path.name for root in roots for path in root.glob("[!.]*") if os.path.isdir(path)})
-    choices = [*KNOWN, *phantoms.FAMILIES, *map(plain, present)]
-    near = difflib.get_close_matches(plain(name), choices, n=1, cutoff=0.6)
     searched = ", ".join(map(str, roots)) or "none exists (MEDVIT_DATA is not set, and there is no data/)"
     lines = [f"no data set called {name!r} was found."]
     if name in KNOWN:
@@ -187,9 +197,7 @@ def _missing(name: str, roots: list[Path]) -> str:
             f"  3. do without: open {KNOWN[name].rendered!r}, which is rendered.",
         ]
     else:
-        if name.lower().partition("@")[0].endswith("mnist"):
-            lines.append(f"MedMNIST's sets open as 'medmnist/{name.lower()}'.")
-        lines += [f"Did you mean {near[0]!r}?"] if near else []
+        lines += [meant] if (meant := did_you_mean(name, [*phantoms.FAMILIES, *map(plain, present)])) else []
         lines.append(f"Known names: {', '.join([*KNOWN, *phantoms.FAMILIES])}; found: {', '.join(present) or 'none'}.")
         lines.append(
             "For a folder of your own, pass its path, or put it into data/ or a folder that MEDVIT_DATA names."

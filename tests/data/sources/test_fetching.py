@@ -166,6 +166,8 @@ def test_interrupted_the_part_is_kept_for_the_next_call(kaggle, monkeypatch, own
     [
         ("chest-xrays", "Did you mean 'chest_xray'"),
         ("paultimothymooney", "There are: chest_xray"),
+        ("PathMNIST@64", "Did you mean 'medmnist/pathmnist@64'"),
+        ("phantom/cxr", "need no fetching"),
         ("reticulocytes", "no source is known"),
         ("human-dataset-transformer-models", "call it OWNER/human-dataset-transformer-models"),
         ("me/human-dataset-transformer-models", "pip install kagglehub"),

@@ -277,8 +277,10 @@ def augmented(dataset: Dataset, name: str, seed: int = 0) -> Augmented:
     epoch is drawn alike; a row that `subset` has repeated is not.
 
     Raises:
-        DataError: if there is no such recipe.
+        DataError: if there is no such recipe, or the data set is augmented already.
     """
+    if isinstance(dataset, Augmented):  # its own epoch would stand still
+        raise DataError(f"{dataset.name!r} is augmented already, by {dataset.images.name!r}: pass the set as it was.")
     epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # seen by workers that stay for several epochs
     images = AugmentedImages(dataset.images, dataset.ids, name, seed, epoch)
     return Augmented(**{f.name: getattr(dataset, f.name) for f in fields(dataset)} | {"images": images})

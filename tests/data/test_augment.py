@@ -252,6 +252,8 @@ def test_randaugment_never_turns_bright_to_dark():
 def test_what_cannot_be_augmented_is_refused(grey):
     with pytest.raises(DataError, match="no recipe 'X-ray'\\. Did you mean 'xray'"):
         augmented(grey, "X-ray")
+    with pytest.raises(DataError, match="is augmented already, by 'light'"):
+        augmented(augmented(grey, "light"), "xray")
     for name in (None, ["light"]):
         with pytest.raises(DataError, match="no recipe"):
             recipe(name)

@@ -97,12 +97,12 @@ def find(flag: str, side: int, root: str | Path | None = None) -> Path | None:
     return files.get(_file(flag, side)) or files.get(f"{flag}_{side}.npz")
 
 
-def fetch(source: str, root: str | Path | None = None) -> Path:
+def fetch(source: str) -> Path:
     """The set's file; downloaded into the cache folder and held to its MD5 if no data root has it."""
     from medvitlib.data.sources.download import download
 
     flag, side = parse(source)
-    if path := find(flag, side, root):
+    if path := find(flag, side):
         return path
     url, md5 = (sets()[flag][key if side == 28 else f"{key}_{side}"] for key in ("url", "MD5"))
     target = cache_dir() / "data" / "medmnist" / _file(flag, side)

@@ -16,7 +16,7 @@ from medvitlib.data.groups import assign_groups
 from medvitlib.data.loading import Images
 from medvitlib.data.sources import huggingface, medmnist
 from medvitlib.data.sources.arrays import Opened, read_npz
-from medvitlib.data.sources.finding import any_case, find
+from medvitlib.data.sources.finding import find, on_disk
 from medvitlib.data.sources.known import KNOWN, known_name, plain
 from medvitlib.data.sources.labels import check_positive
 from medvitlib.errors import DataError
@@ -112,7 +112,7 @@ def _opened(source: Any, size: tuple[int, int], root: str | Path | None, positiv
     if "://" in str(source):
         raise DataError(f"{source} is an address: download what is there, and pass the path of the file or folder.")
     if str(source).lower().endswith(".npz"):
-        path = any_case(Path(source).expanduser().absolute())
+        path = on_disk(source)
         return read_npz(path, size, positive=positive, facts=medmnist.facts_of_file(path))
     if str(source).lower().startswith(medmnist.PREFIX) and not Path(source).exists():
         return medmnist.open_medmnist(str(source), size, root, positive)

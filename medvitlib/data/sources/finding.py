@@ -15,7 +15,7 @@ from pathlib import Path
 from medvitlib.data.folder import SPLITS
 from medvitlib.data.sources.known import KNOWN, how_to_get, known_name, plain
 from medvitlib.errors import DataError
-from medvitlib.paths import data_roots
+from medvitlib.paths import data_roots, project_root
 
 DEPTH = 6  # folders below a root: datasets/OWNER/NAME/dataset2-master/dataset2-master/images on Kaggle
 ENTRIES = 500  # of a folder that are looked at: class folders have few neighbours, images have thousands
@@ -38,10 +38,10 @@ def find(source: str | Path, root: str | Path | None = None) -> tuple[Path, str]
     if not str(source):
         raise DataError("the data set's name is empty: pass a path or a name (`medvit data` lists them).")
     known = None if isinstance(source, Path) else known_name(str(source))
-    path = Path(os.path.expanduser(source))  # which leaves a user who does not exist as it is
+    path = on_disk(source)
     if known is None and (isinstance(source, Path) or "/" in str(source) or path.suffix.lower() == ".csv"):
         return _given(path)
-    here = os.path.exists(any_case(path.absolute()))  # a folder of that name where the user stands
+    here = os.path.exists(path)  # a folder of that name where the user stands
     if here and "/" not in str(source):
         return _given(path)
     name, roots = known or str(source), data_roots(root)
@@ -65,7 +65,8 @@ def where(name: str, roots: list[Path], look=None) -> Path | None:
     if name not in KNOWN or not KNOWN[name].classes:
         return bears[0] if bears else None
     inside = next((places[0] for place in bears if (places := look(place).get(name))), None)
-    other = (place for place in bears if _subfolders(place))  # an empty one, or one of an archive alone, is no set
+    # an empty one, or one of an archive alone, is no set; of one that may not be read, who opens it hears that
+    other = (place for place in bears if _subfolders(place) or not os.access(place, os.R_OK))
     return inside or _recognised(name, roots, look) or next(other, None)
 
 
@@ -119,14 +120,20 @@ def _subfolders(folder: Path) -> list[str]:
         return []
 
 
-def _given(path: Path) -> tuple[Path, str]:
-    place = any_case(path.absolute())
+def _given(place: Path) -> tuple[Path, str]:
     stem = place.stem if place.suffix.lower() == ".csv" else place.name
     known = known_name(stem)
     if known and os.path.isdir(place):
         inside = recognise(place).get(known, [])
         return (inside[0] if len(inside) == 1 else place), known
     return place, known or stem
+
+
+def on_disk(source: str | Path) -> Path:
+    """An absolute path in any case; a relative one starts at the working directory, or else at the project."""
+    path = Path(os.path.expanduser(source))  # which leaves a user who does not exist as it is
+    here, there = (any_case(start / path) for start in (Path.cwd(), project_root()))
+    return there if os.path.exists(there) and not os.path.exists(here) else here
 
 
 def any_case(path: Path) -> Path:

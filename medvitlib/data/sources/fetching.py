@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from medvitlib.data.sources.archives import unpack
-from medvitlib.data.sources.download import RESERVE, free_bytes
+from medvitlib.data.sources.download import check_room
 from medvitlib.data.sources.finding import did_you_mean, recognise, where
 from medvitlib.data.sources.known import KNOWN, how_to_get, known_name
 from medvitlib.errors import DataError
@@ -71,7 +71,7 @@ def _tools() -> dict[str, Callable[[str, Path], Path]]:
 
 
 def _fetch(name: str, slug: str, target: Path, tools: dict[str, Callable[[str, Path], Path]]) -> Path:
-    _check_room(name, target)
+    check_room(name, target.parent, 2 * (KNOWN[name].bytes or 0))  # packed and unpacked
     aside = target.parent / f".{name}.fetching"  # kept where something fails, so that the next call goes on from there
     failures = []
     for tool, get in tools.items():
@@ -92,15 +92,6 @@ def _fetch(name: str, slug: str, target: Path, tools: dict[str, Callable[[str, P
 
 def _by_hand(name: str, target: Path, why: str, *advice: str) -> DataError:
     return DataError("\n".join([f"{name} could not be fetched: {why}.", *how_to_get(name, str(target)), *advice]))
-
-
-def _check_room(name: str, target: Path) -> None:
-    needed, free = 2 * (KNOWN[name].bytes or 0), free_bytes(target.parent)  # packed and unpacked
-    if free < needed + RESERVE:
-        raise DataError(
-            f"{name} needs {needed / 1e9:.1f} GB in {target.parent}, which has {free / 1e9:.1f} GB free. Free some, or "
-            f"set MEDVIT_CACHE to a folder on another disk."
-        )
 
 
 def _by_kagglehub(slug: str, aside: Path) -> Path:

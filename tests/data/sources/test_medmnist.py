@@ -130,6 +130,9 @@ def test_sizes_are_told_apart_and_the_packages_own_folder_is_searched(own_home, 
 def test_a_wrong_name_is_answered_with_the_right_ones(own_home, name, says):
     with pytest.raises(DataError, match=says):
         open_dataset(name)
+    if "Did you mean" in says:
+        with pytest.raises(DataError, match=says):
+            fetching.fetch(name)
 
 
 def test_a_file_opened_by_path_is_known_by_its_name(own_home, tmp_path):

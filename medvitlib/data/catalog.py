@@ -141,7 +141,7 @@ def _filed_twice(samples: list[Sample], hashes: list[str]) -> dict[int, str]:
     for i, digest in enumerate(hashes):
         if digest in clashes:
             other = samples[first[digest] if samples[i].label != samples[first[digest]].label else clashes[digest]]
-            reasons[i] = f"mislabelled: the same file is filed under {other.label} as {other.id}"
+            reasons[i] = f"mislabelled: the same image is filed under {other.label} as {other.id}"
     return reasons
 
 

@@ -62,8 +62,8 @@ def test_identical_files_under_two_classes_are_both_left_out(folder):
     with pytest.warns(UserWarning, match="2 of 61"):
         ds = open_dataset(folder, image_size=16)
     assert [q.reason for q in ds.quarantine] == [
-        "mislabelled: the same file is filed under b as b/copy.png",
-        "mislabelled: the same file is filed under a as a/img_1.png",
+        "mislabelled: the same image is filed under b as b/copy.png",
+        "mislabelled: the same image is filed under a as a/img_1.png",
     ]
 
 

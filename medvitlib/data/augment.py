@@ -149,9 +149,12 @@ RECIPES = tuple(_STEPS)
 class Recipe(v2.Compose):
     """The steps of a recipe, called on one uint8 image (C, H, W), or on (image, tv_tensors.Mask (1, H, W) uint8)."""
 
-    def __init__(self, steps: list, image_size: tuple[int, int]):
-        super().__init__(steps)
-        self.image_size = image_size
+    def __init__(self, name: str, image_size: tuple[int, int]):
+        super().__init__(_STEPS[name](image_size))
+        self.name, self.image_size = name, image_size
+
+    def __reduce__(self):
+        return Recipe, (self.name, self.image_size)  # torchvision's RandAugment holds lambdas; workers may be spawned
 
     def forward(self, image: torch.Tensor, mask: tv_tensors.Mask | None = None):
         """The image, or (image, mask), after one draw from PyTorch's own generator; geometry moves both alike."""
@@ -175,8 +178,7 @@ def recipe(name: str, image_size: int | tuple[int, int] = 224) -> Recipe:
     if name not in RECIPES:
         nearest = difflib.get_close_matches(str(name), RECIPES, n=1, cutoff=0.0)[0]
         raise DataError(f"no recipe {name!r}. Did you mean {nearest!r}? There are: {', '.join(RECIPES)}.")
-    size = height_and_width(image_size)
-    return Recipe(_STEPS[name](size), size)
+    return Recipe(name, height_and_width(image_size))
 
 
 def recipe_table(name: str | None = None, image_size: int | tuple[int, int] = 224):

@@ -64,7 +64,9 @@ def parse(source: str) -> tuple[str, int]:
         meant = f" Did you mean {near!r}?" if (near := nearest(source)) else ""
         raise DataError(f"no 2-D set {source!r}.{meant} There are: {', '.join(PREFIX + name for name in sets())}.")
     if (side or "28") not in map(str, sizes(flag)):
-        raise DataError(f"{source!r}: {flag} has sides of {', '.join(map(str, sizes(flag)))} px: write {PREFIX}{flag}@64.")
+        raise DataError(
+            f"{source!r}: {flag} has sides of {', '.join(map(str, sizes(flag)))} px: write {PREFIX}{flag}@64."
+        )
     return flag, int(side or 28)
 
 

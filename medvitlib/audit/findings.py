@@ -20,8 +20,8 @@ class Finding:
     """One sentence or two, and how far it can inflate a result, 0 to 1.
 
     The weight of a leak is the share of evaluated images with a relative in training; of a shortcut 2 (AUROC - 0.5), at
-    the lower end of its interval; of the gap between two ways to split, the difference of the AUROCs. What does not
-    raise a score but the trust in it weighs less than any of these: a tenth of its share.
+    the lower end of its interval (half of that where the disease itself may be seen); of the gap between two ways to
+    split, the difference of the AUROCs. What does not raise a score but the trust in it weighs a tenth of its share.
     """
 
     weight: float
@@ -129,19 +129,22 @@ def _two_labels(audit: "Audit") -> list[Finding]:
     return found
 
 
+_MEANS = {
+    "mean colour": "stain, exposure or scanner differ between the classes. A model may use that, not the disease",
+    "image and file size": "the classes come from files of different size or kind, so perhaps from different sources",
+    "border ring": "markers, frames or positioning differ between the classes. A model may use that, not the disease",
+    "centre masked": "expected where the disease lies off the centre, a shortcut where it does not",
+}
+
+
 def _shortcuts(audit: "Audit") -> list[Finding]:
     found = []
     for name, estimate in audit.baselines.items():
         if not isinstance(estimate, Estimate) or not estimate.low > NOTABLE:
             continue
-        says = {
-            "mean colour": "stain, exposure or scanner differ between the classes",
-            "image size": "the classes come from files of different size or kind, so from different sources",
-            "border ring": "markers, frames or positioning differ between the classes",
-            "centre masked": "the classes can be told apart where one would not look for the disease",
-        }[name]
-        text = f"{name.capitalize()} alone reaches AUROC {estimate}: {says}. A model may use that, not the disease."
-        found.append(Finding(2 * (estimate.low - CHANCE), text))
+        share = 1 if name == "centre masked" else 2  # half of the first may be the disease itself
+        text = f"{name.capitalize()} alone reaches AUROC {estimate}: {_MEANS[name]}."
+        found.append(Finding(share * (estimate.low - CHANCE), text))
     return found
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-COUNT = 300
+COUNT = 200
 """Keypoints an image at most."""
 SIDE = 224
 """Pixels of the longer side that keypoints are looked for at."""
@@ -24,7 +24,7 @@ _FLAT = 8  # grey levels from black or white within which a border counts as pad
 
 @dataclass(frozen=True)
 class Points:
-    """The keypoints of many images, on disk: 20 KB an image and its mirror image.
+    """The keypoints of many images, on disk: 16 KB an image and its mirror image.
 
     Args:
         places: float32 (N, 2, COUNT, 2), x and y as shares of the sides.

@@ -29,7 +29,7 @@ from medvitlib.progress import track
 
 VERSION = 1
 """Part of the cache key of found pairs: raise it when the same images would give other pairs."""
-NEIGHBOURS = 4
+NEIGHBOURS = 3
 """Proposals an image and descriptor; a larger cluster is connected by the proposals of all its images."""
 MIN_POINTS, MIN_SPREAD = 15, 0.05
 """Keypoints that must agree at least (more where unrelated images agree on many, as chests do: `_enough`), and the

@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+from medvitlib.errors import DataError
+
 KAGGLE_INPUT = Path("/kaggle/input")
 KAGGLE_WORKING = Path("/kaggle/working")
 
@@ -39,8 +41,14 @@ def search_path(variable: str, *places: str) -> list[Path]:
 
 
 def data_roots(root: str | Path | None = None) -> list[Path]:
-    """Folders searched for data sets, in order: the argument, `$MEDVIT_DATA`, `data/`, `/kaggle/input`, the cache."""
+    """Folders searched for data sets, in order: the argument, `$MEDVIT_DATA`, `data/`, `/kaggle/input`, the cache.
+
+    Raises:
+        DataError: the argument is no folder.
+    """
     first = [Path(root).expanduser().absolute()] if root is not None else []
+    if first and not os.path.isdir(first[0]):  # or a set of that name would come from another place without a word
+        raise DataError(f"root={str(root)!r} is no folder: expected the one that holds your data sets.")
     cache = cache_dir() / "data"
     return [*first, *search_path("MEDVIT_DATA", "data"), *([cache] if os.path.isdir(cache) else [])]
 

@@ -21,6 +21,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from medvitlib.data.dataset import Dataset
+from medvitlib.data.decode import height_and_width
 from medvitlib.data.loading import Images
 from medvitlib.errors import DataError
 
@@ -148,9 +149,12 @@ RECIPES = tuple(_STEPS)
 class Recipe(v2.Compose):
     """The steps of a recipe, called on one uint8 image (C, H, W), or on (image, tv_tensors.Mask (1, H, W) uint8)."""
 
-    def __init__(self, steps: list, image_size: tuple[int, int]):
-        super().__init__(steps)
-        self.image_size = image_size
+    def __init__(self, name: str, image_size: tuple[int, int]):
+        super().__init__(_STEPS[name](image_size))
+        self.name, self.image_size = name, image_size
+
+    def __reduce__(self):
+        return Recipe, (self.name, self.image_size)  # torchvision's RandAugment holds lambdas; workers may be spawned
 
     def forward(self, image: torch.Tensor, mask: tv_tensors.Mask | None = None):
         """The image, or (image, mask), after one draw from PyTorch's own generator; geometry moves both alike."""
@@ -174,11 +178,7 @@ def recipe(name: str, image_size: int | tuple[int, int] = 224) -> Recipe:
     if name not in RECIPES:
         nearest = difflib.get_close_matches(str(name), RECIPES, n=1, cutoff=0.0)[0]
         raise DataError(f"no recipe {name!r}. Did you mean {nearest!r}? There are: {', '.join(RECIPES)}.")
-    size = (image_size, image_size) if np.ndim(image_size) == 0 else tuple(image_size)
-    if len(size) != 2 or any(not isinstance(side, int | np.integer) or side < 1 for side in size):
-        raise DataError(f"image_size={image_size!r}: expected a side in pixels or (height, width).")
-    size = int(size[0]), int(size[1])
-    return Recipe(_STEPS[name](size), size)
+    return Recipe(name, height_and_width(image_size))
 
 
 def recipe_table(name: str | None = None, image_size: int | tuple[int, int] = 224):
@@ -279,8 +279,10 @@ def augmented(dataset: Dataset, name: str, seed: int = 0) -> Augmented:
     epoch is drawn alike; a row that `subset` has repeated is not.
 
     Raises:
-        DataError: if there is no such recipe.
+        DataError: if there is no such recipe, or the data set is augmented already.
     """
+    if isinstance(dataset, Augmented):  # its own epoch would stand still
+        raise DataError(f"{dataset.name!r} is augmented already, by {dataset.images.name!r}: pass the set as it was.")
     epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # seen by workers that stay for several epochs
     images = AugmentedImages(dataset.images, dataset.ids, name, seed, epoch)
     return Augmented(**{f.name: getattr(dataset, f.name) for f in fields(dataset)} | {"images": images})

@@ -10,12 +10,13 @@ import numpy as np
 from medvitlib.data import phantoms
 from medvitlib.data.cache import file_hashes, stored_files
 from medvitlib.data.dataset import Dataset, Quarantined
+from medvitlib.data.decode import height_and_width
 from medvitlib.data.folder import Listing, Sample, readable, scan
 from medvitlib.data.groups import assign_groups
 from medvitlib.data.loading import Images
 from medvitlib.data.sources import huggingface, medmnist
 from medvitlib.data.sources.arrays import Opened, read_npz
-from medvitlib.data.sources.finding import any_case, find
+from medvitlib.data.sources.finding import find, on_disk
 from medvitlib.data.sources.known import KNOWN, known_name, plain
 from medvitlib.data.sources.labels import check_positive
 from medvitlib.errors import DataError
@@ -54,7 +55,7 @@ def open_dataset(
     Raises:
         DataError: if nothing is found, if what is found has no classes, or too much of it is unusable.
     """
-    size = _size(image_size)
+    size = height_and_width(image_size)
     if str(source).lower().startswith("phantom/"):
         if groups is not None or root is not None:
             raise DataError(f"{source} is rendered: it takes no groups or root. It takes {phantoms.options()}.")
@@ -108,8 +109,10 @@ def _opened(source: Any, size: tuple[int, int], root: str | Path | None, positiv
         raise DataError(f"{sorted(options)}: options of rendered sets (phantom/...), not of {source}.")
     if not isinstance(source, str | Path):
         raise DataError(f"source is a {type(source).__name__}: expected a path, a name, or a datasets object.")
+    if "://" in str(source):
+        raise DataError(f"{source} is an address: download what is there, and pass the path of the file or folder.")
     if str(source).lower().endswith(".npz"):
-        path = any_case(Path(source).expanduser().absolute())
+        path = on_disk(source)
         return read_npz(path, size, positive=positive, facts=medmnist.facts_of_file(path))
     if str(source).lower().startswith(medmnist.PREFIX) and not Path(source).exists():
         return medmnist.open_medmnist(str(source), size, root, positive)
@@ -126,13 +129,6 @@ def _opened(source: Any, size: tuple[int, int], root: str | Path | None, positiv
     return Opened(name, listing, classes, usual, hashes, stored_files(paths, hashes, size), whole=False)
 
 
-def _size(image_size: int | tuple[int, int]) -> tuple[int, int]:
-    size = (image_size, image_size) if np.ndim(image_size) == 0 else tuple(image_size)
-    if len(size) != 2 or any(not isinstance(side, int | np.integer) or side < 1 for side in size):
-        raise DataError(f"image_size={image_size!r}: expected a side in pixels or (height, width).")
-    return int(size[0]), int(size[1])
-
-
 def _filed_twice(samples: list[Sample], hashes: list[str]) -> dict[int, str]:
     """Byte-identical files under different classes: one label at least is wrong, and nobody knows which."""
     first: dict[str, int] = {}
@@ -145,7 +141,7 @@ def _filed_twice(samples: list[Sample], hashes: list[str]) -> dict[int, str]:
     for i, digest in enumerate(hashes):
         if digest in clashes:
             other = samples[first[digest] if samples[i].label != samples[first[digest]].label else clashes[digest]]
-            reasons[i] = f"mislabelled: the same file is filed under {other.label} as {other.id}"
+            reasons[i] = f"mislabelled: the same image is filed under {other.label} as {other.id}"
     return reasons
 
 

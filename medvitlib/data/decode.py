@@ -103,6 +103,18 @@ def decode(data: bytes, name: str) -> np.ndarray:
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
+def height_and_width(image_size: int | tuple[int, int]) -> tuple[int, int]:
+    """Both sides, from a side or both. Raises DataError for what is no size, or more than any image may have."""
+    size = (image_size, image_size) if np.ndim(image_size) == 0 else tuple(image_size)
+    whole = len(size) == 2 and all(isinstance(side, int | np.integer) and side >= 1 for side in size)
+    if not whole or int(size[0]) * int(size[1]) > MAX_PIXELS:
+        raise DataError(
+            f"image_size={image_size!r}: expected a side in pixels or (height, width), of at most "
+            f"{MAX_PIXELS / 1e6:.0f} million pixels."
+        )
+    return int(size[0]), int(size[1])
+
+
 def fit(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Resize (H, W, C) to (height, width), C kept. The picture is stretched, not cropped: the aspect is not kept.
 

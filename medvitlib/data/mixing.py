@@ -31,17 +31,19 @@ def mix(
         New images like `images`, and the share of each class, float32 (B, num_classes), for a soft cross-entropy.
 
     Raises:
-        DataError: if images are not floating, labels are not 0 ... num_classes - 1, or a strength is below 0.
+        DataError: if images are not floating (B, C, H, W), labels are not 0 ... num_classes - 1, or a strength is
+            below 0 or not finite.
     """
-    if not images.is_floating_point() or labels.shape != images.shape[:1] or labels.dtype != torch.int64:
+    fits = images.is_floating_point() and images.ndim == 4
+    if not fits or labels.shape != images.shape[:1] or labels.dtype != torch.int64:
         raise DataError(
             f"mix was given {images.dtype} {tuple(images.shape)} with labels {labels.dtype} {tuple(labels.shape)}: "
             "expected floating images (B, C, H, W), that is after normalise, with one int64 label each."
         )
     if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
         raise DataError(f"labels {int(labels.min())} to {int(labels.max())} for num_classes={num_classes}.")
-    if min(mixup, cutmix) < 0:
-        raise DataError(f"mixup={mixup}, cutmix={cutmix}: expected 0 (off) or more.")
+    if not all(0 <= strength < np.inf for strength in (mixup, cutmix)):  # of infinity, Beta makes nan
+        raise DataError(f"mixup={mixup}, cutmix={cutmix}: expected 0 (off) or a finite number above it.")
     soft = torch.nn.functional.one_hot(labels, num_classes).float()
     b, (h, w) = len(images), images.shape[-2:]
     if b < 2 or mixup == cutmix == 0:

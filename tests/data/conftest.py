@@ -4,6 +4,7 @@ import hashlib
 import http.server
 import re
 import threading
+import types
 
 import pytest
 
@@ -90,3 +91,13 @@ def web(monkeypatch):
     servers = Web()
     yield servers
     servers.close()
+
+
+@pytest.fixture
+def free_disk(monkeypatch):
+    """Say how many bytes the disk has free: (bytes)."""
+
+    def say(count: int) -> None:
+        monkeypatch.setattr(download.shutil, "disk_usage", lambda folder: types.SimpleNamespace(free=count))
+
+    return say

@@ -136,8 +136,9 @@ def test_none_changes_nothing(colour):
     assert (np.asarray(augmented(colour, "none").images) == np.asarray(colour.images)).all()
 
 
-def test_a_pickled_set_draws_alike(grey):
-    drawn = augmented(grey, "reticulocyte", seed=2)
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_pickled_set_draws_alike_as_in_a_worker_that_is_spawned(grey, name):
+    drawn = augmented(grey, name, seed=2)
     drawn.set_epoch(4)
     again = pickle.loads(pickle.dumps(drawn))
     assert (again.images.planes(slice(0, 3)) == drawn.images.planes(slice(0, 3))).all()
@@ -252,6 +253,8 @@ def test_randaugment_never_turns_bright_to_dark():
 def test_what_cannot_be_augmented_is_refused(grey):
     with pytest.raises(DataError, match="no recipe 'X-ray'\\. Did you mean 'xray'"):
         augmented(grey, "X-ray")
+    with pytest.raises(DataError, match="is augmented already, by 'light'"):
+        augmented(augmented(grey, "light"), "xray")
     for name in (None, ["light"]):
         with pytest.raises(DataError, match="no recipe"):
             recipe(name)

@@ -62,8 +62,8 @@ def test_identical_files_under_two_classes_are_both_left_out(folder):
     with pytest.warns(UserWarning, match="2 of 61"):
         ds = open_dataset(folder, image_size=16)
     assert [q.reason for q in ds.quarantine] == [
-        "mislabelled: the same file is filed under b as b/copy.png",
-        "mislabelled: the same file is filed under a as a/img_1.png",
+        "mislabelled: the same image is filed under b as b/copy.png",
+        "mislabelled: the same image is filed under a as a/img_1.png",
     ]
 
 
@@ -146,6 +146,26 @@ def test_root_comes_before_the_environment(own_roots, tmp_path, write_classes):
     assert len(open_dataset("s", image_size=16, root=tmp_path / "mine")) == 6
 
 
+@pytest.mark.parametrize("name", ["s", "chest_xray", "medmnist/breastmnist"])
+def test_a_root_that_is_none_is_an_error_even_where_the_set_is_elsewhere(own_roots, write_classes, name):
+    write_classes(own_roots / "s", {"x": 2, "y": 2})
+    with pytest.raises(DataError, match=r"root=.*/mine. is no folder"):
+        open_dataset(name, root=own_roots / "mine")
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ("", "name is empty"),
+        ("https://example.org/set.npz", "is an address: download"),
+        ("~nobody-of-that-name/set", "does not exist"),
+    ],
+)
+def test_what_is_neither_name_nor_path_is_refused(own_roots, source, says):
+    with pytest.raises(DataError, match=says):
+        open_dataset(source)
+
+
 def test_a_missing_set_is_one_message_with_three_ways(own_roots):
     with pytest.raises(DataError) as caught:
         open_dataset("chest_xray")
@@ -166,6 +186,7 @@ def test_a_typo_is_answered_with_the_nearest_name(own_roots):
         ({"image_size": 0}, "image_size"),
         ({"image_size": (1, 2, 3)}, "image_size"),
         ({"image_size": "big"}, "image_size"),
+        ({"image_size": 10**6}, "at most 134 million pixels"),
         ({"max_bad": 5}, "between 0 and 1"),
         ({"n_patients": 3}, "options of rendered sets"),
     ],

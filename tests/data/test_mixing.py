@@ -132,6 +132,9 @@ def test_nothing_to_mix_gives_the_images_and_plain_labels(b, options):
         (torch.zeros(2, 1, 4, 4), torch.tensor([0, 2]), {}, "num_classes=2"),
         (torch.zeros(2, 1, 4, 4), torch.tensor([-1, 0]), {}, "num_classes=2"),
         (torch.zeros(2, 1, 4, 4), torch.zeros(2).long(), {"cutmix": -1}, "cutmix=-1"),
+        (torch.zeros(2, 1, 4, 4), torch.zeros(2).long(), {"mixup": float("inf")}, "mixup=inf"),
+        (torch.zeros(2, 1, 4, 4), torch.zeros(2).long(), {"mixup": float("nan")}, "mixup=nan"),
+        (torch.zeros(2, 4, 4), torch.zeros(2).long(), {}, r"expected floating images \(B, C, H, W\)"),
     ],
 )
 def test_what_cannot_be_mixed_is_refused(images, labels, options, says):

@@ -17,7 +17,7 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from medvitlib.data.sources.download import RESERVE, free_bytes
+from medvitlib.data.sources.download import check_room
 from medvitlib.errors import DataError
 from medvitlib.progress import track
 
@@ -122,11 +122,7 @@ class _Budget:
             self.unchecked = 0
 
     def room(self, needed: int) -> None:
-        if (free := free_bytes(self.folder)) < needed + RESERVE:
-            raise DataError(
-                f"{self.archive} needs {needed / 1e6:,.0f} MB more in {self.folder.parent.parent}, which has "
-                f"{free / 1e6:,.0f} MB free ({RESERVE / 1e6:.0f} MB are left alone). Free some."
-            )
+        check_room(str(self.archive), self.folder.parent.parent, needed)
 
     def place(self, name: str) -> Path:
         """Where a member goes."""

@@ -11,7 +11,7 @@ addition, which other readers pass over.
 
 import os
 import zipfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -93,14 +93,16 @@ def read_npz(
     try:
         with open_npz(path) as archive:
             parts, about, notes = _parts(path, archive)
-        facts = facts or Facts(about["classes"] or None, next(iter(about["positive"]), None), notes=about["notes"])
+        if about["classes"] or not facts:  # what a file says of itself goes before what its name promises
+            told = Facts(about["classes"] or None, next(iter(about["positive"]), None), notes=about["notes"])
+            facts = replace(told, md5=facts.md5, counts=facts.counts) if facts else told
         named = name_labels(_joined(path, parts), facts.classes, positive, str(path))
         decoded, hashes, md5 = stored_rows(path, parts, size, want_md5=bool(facts.md5))
     except BadNpz as error:
         raise DataError(f"{path} {error}. Copy or download it again.") from None
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error
-    notes += named.notes + facts.notes + _deviations(facts, parts, md5)
+    notes += list(dict.fromkeys(named.notes + facts.notes + _deviations(facts, parts, md5)))
     if floats := {str(part.dtype) for part in parts if part.dtype.kind == "f"}:
         notes.append(f"{', '.join(floats)} images from 0 to 1 were multiplied by 255 and rounded.")
     h, w = max(part.shape[1:3] for part in parts)

@@ -83,9 +83,14 @@ def download(
     return target
 
 
-def free_bytes(folder: Path) -> int:
-    """Room on the disk of a folder that need not exist yet."""
-    return shutil.disk_usage(next(p for p in (folder, *folder.absolute().parents) if os.path.exists(p))).free
+def check_room(what: str, folder: Path, needed: int) -> None:
+    """Raise DataError unless a folder, which need not exist yet, has `needed` bytes and a reserve free."""
+    free = shutil.disk_usage(next(p for p in (folder, *folder.absolute().parents) if os.path.exists(p))).free
+    if free < needed + RESERVE:
+        raise DataError(
+            f"{what} needs {needed / 1e6:,.0f} MB more in {folder}, which has {free / 1e6:,.0f} MB free "
+            f"({RESERVE / 1e6:.0f} MB are left alone). Free some, or choose another folder (MEDVIT_CACHE)."
+        )
 
 
 def _parse(digest: str | None) -> tuple[str, str]:
@@ -225,7 +230,7 @@ def _attempt(session, part: _Part) -> Iterator[int]:
                 f"{part.shown} has {total:,} bytes, expected {part.size:,}: it is another file, or was changed by its "
                 f"owner. Nothing was kept. Look at the address in a browser."
             )
-        _check_room(part, (part.size or total or 0) - have)
+        check_room(part.shown, part.target.parent, (part.size or total or 0) - have)
         if not have:
             part.drop()  # first, so that no old bytes are ever beside a new mark
             part.mark.write_text(json.dumps({"url": part.shown, "version": version_of(answer)}))
@@ -247,7 +252,7 @@ def _receive(answer, part: _Part, have: int, total: int | None) -> Iterator[int]
                     f"off and nothing kept. Look at the address in a browser."
                 )
             if have >> 26 != (have - len(block)) >> 26:  # every 64 MB
-                _check_room(part, 0)
+                check_room(part.shown, part.target.parent, 0)
             file.write(block)
             file.flush()
             yield have
@@ -257,12 +262,3 @@ def _receive(answer, part: _Part, have: int, total: int | None) -> Iterator[int]
                 since, brought = time.monotonic(), 0
     if have == 0 or (total is not None and have < total):
         raise Broken(f"the connection ended after {have:,} of {'?' if total is None else f'{total:,}'} bytes")
-
-
-def _check_room(part: _Part, needed: int) -> None:
-    free = free_bytes(part.target.parent)
-    if free < needed + RESERVE:
-        raise DataError(
-            f"{part.shown} needs {needed / 1e6:,.0f} MB more in {part.target.parent}, which has {free / 1e6:,.0f} MB "
-            f"free ({RESERVE / 1e6:.0f} MB are left alone). Free some, or choose another folder (MEDVIT_CACHE)."
-        )

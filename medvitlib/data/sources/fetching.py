@@ -1,6 +1,5 @@
 """`fetch`: have a known set on disk, through kagglehub or Kaggle's command line; or say how to do it by hand."""
 
-import difflib
 import functools
 import importlib.util
 import os
@@ -10,9 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from medvitlib.data.sources.archives import unpack
-from medvitlib.data.sources.download import RESERVE, free_bytes
-from medvitlib.data.sources.finding import recognise, where
-from medvitlib.data.sources.known import KNOWN, how_to_get, known_name, plain
+from medvitlib.data.sources.download import check_room
+from medvitlib.data.sources.finding import did_you_mean, recognise, where
+from medvitlib.data.sources.known import KNOWN, how_to_get, known_name
 from medvitlib.errors import DataError
 from medvitlib.paths import cache_dir, data_roots
 from medvitlib.progress import megabytes, track
@@ -39,10 +38,12 @@ def fetch(name: str) -> Path:
         return medmnist.fetch(name)
     known = known_name(name)
     if known is None:
-        near = difflib.get_close_matches(plain(name), KNOWN, n=1, cutoff=0.6)
-        hint = f"Did you mean {near[0]!r}? " if near else ""
-        raise DataError(f"there is no set called {name!r} to fetch. {hint}There are: {', '.join(KNOWN)}.")
-    if place := where(known, data_roots()):
+        raise DataError(
+            f"there is no set called {name!r} to fetch. {did_you_mean(name)}\nThere are: {', '.join(KNOWN)}, and "
+            "MedMNIST's (`medvit data` lists them). Rendered sets (phantom/...) need no fetching."
+        )
+    place = where(known, data_roots())
+    if place and (not KNOWN[known].classes or known in recognise(place)):  # a folder of its name may be another set
         return place
     slug = name if "/" in name and "/" not in KNOWN[known].kaggle else KNOWN[known].kaggle
     target = cache_dir() / "data" / known
@@ -70,7 +71,7 @@ def _tools() -> dict[str, Callable[[str, Path], Path]]:
 
 
 def _fetch(name: str, slug: str, target: Path, tools: dict[str, Callable[[str, Path], Path]]) -> Path:
-    _check_room(name, target)
+    check_room(name, target.parent, 2 * (KNOWN[name].bytes or 0))  # packed and unpacked
     aside = target.parent / f".{name}.fetching"  # kept where something fails, so that the next call goes on from there
     failures = []
     for tool, get in tools.items():
@@ -91,15 +92,6 @@ def _fetch(name: str, slug: str, target: Path, tools: dict[str, Callable[[str, P
 
 def _by_hand(name: str, target: Path, why: str, *advice: str) -> DataError:
     return DataError("\n".join([f"{name} could not be fetched: {why}.", *how_to_get(name, str(target)), *advice]))
-
-
-def _check_room(name: str, target: Path) -> None:
-    needed, free = 2 * (KNOWN[name].bytes or 0), free_bytes(target.parent)  # packed and unpacked
-    if free < needed + RESERVE:
-        raise DataError(
-            f"{name} needs {needed / 1e9:.1f} GB in {target.parent}, which has {free / 1e9:.1f} GB free. Free some, or "
-            f"set MEDVIT_CACHE to a folder on another disk."
-        )
 
 
 def _by_kagglehub(slug: str, aside: Path) -> Path:

@@ -8,13 +8,14 @@ import difflib
 import functools
 import os
 import time
+from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
 
 from medvitlib.data.folder import SPLITS
 from medvitlib.data.sources.known import KNOWN, how_to_get, known_name, plain
 from medvitlib.errors import DataError
-from medvitlib.paths import data_roots
+from medvitlib.paths import data_roots, project_root
 
 DEPTH = 6  # folders below a root: datasets/OWNER/NAME/dataset2-master/dataset2-master/images on Kaggle
 ENTRIES = 500  # of a folder that are looked at: class folders have few neighbours, images have thousands
@@ -34,11 +35,13 @@ def find(source: str | Path, root: str | Path | None = None) -> tuple[Path, str]
         DataError: naming what is missing, the ways to get it, and the folders searched; or the candidates, where
             there are several.
     """
+    if not str(source):
+        raise DataError("the data set's name is empty: pass a path or a name (`medvit data` lists them).")
     known = None if isinstance(source, Path) else known_name(str(source))
-    path = Path(source).expanduser()
+    path = on_disk(source)
     if known is None and (isinstance(source, Path) or "/" in str(source) or path.suffix.lower() == ".csv"):
         return _given(path)
-    here = os.path.exists(any_case(path.absolute()))  # a folder of that name where the user stands
+    here = os.path.exists(path)  # a folder of that name where the user stands
     if here and "/" not in str(source):
         return _given(path)
     name, roots = known or str(source), data_roots(root)
@@ -52,11 +55,19 @@ def find(source: str | Path, root: str | Path | None = None) -> tuple[Path, str]
 def where(name: str, roots: list[Path], look=None) -> Path | None:
     """The folder of that name in the data roots, or the one that holds a known set's classes; None if in none.
 
+    Of a known set, a folder that bears its name but holds other classes is taken only where there is no better one.
+
     Args:
         look: `recognise`, or one that remembers what it has seen.
     """
     look = look or recognise
-    return _named(name, roots, look) or (_recognised(name, roots, look) if name in KNOWN else None)
+    bears = [place for root in roots for place in _candidates(root) if _bears(name, place)]
+    if name not in KNOWN or not KNOWN[name].classes:
+        return bears[0] if bears else None
+    inside = next((places[0] for place in bears if (places := look(place).get(name))), None)
+    # an empty one, or one of an archive alone, is no set; of one that may not be read, who opens it hears that
+    other = (place for place in bears if _subfolders(place) or not os.access(place, os.R_OK))
+    return inside or _recognised(name, roots, look) or next(other, None)
 
 
 def known_places(roots: list[Path]) -> dict[str, str]:
@@ -109,14 +120,20 @@ def _subfolders(folder: Path) -> list[str]:
         return []
 
 
-def _given(path: Path) -> tuple[Path, str]:
-    place = any_case(path.absolute())
+def _given(place: Path) -> tuple[Path, str]:
     stem = place.stem if place.suffix.lower() == ".csv" else place.name
     known = known_name(stem)
     if known and os.path.isdir(place):
         inside = recognise(place).get(known, [])
         return (inside[0] if len(inside) == 1 else place), known
     return place, known or stem
+
+
+def on_disk(source: str | Path) -> Path:
+    """An absolute path in any case; a relative one starts at the working directory, or else at the project."""
+    path = Path(os.path.expanduser(source))  # which leaves a user who does not exist as it is
+    here, there = (any_case(start / path) for start in (Path.cwd(), project_root()))
+    return there if os.path.exists(there) and not os.path.exists(here) else here
 
 
 def any_case(path: Path) -> Path:
@@ -137,13 +154,8 @@ def any_case(path: Path) -> Path:
     return place
 
 
-def _named(name: str, roots: list[Path], look) -> Path | None:
-    """A folder of that name in a root; of a known set, the folder further down that holds its classes."""
-    for place in (folder for top in roots for folder in _candidates(top)):
-        if place.name and (known_name(place.name) or plain(place.name)) in (name, plain(name)):
-            inside = look(place).get(name, []) if name in KNOWN else []
-            return inside[0] if inside else place
-    return None
+def _bears(name: str, place: Path) -> bool:
+    return bool(place.name) and (known_name(place.name) or plain(place.name)) in (name, plain(name))
 
 
 def _candidates(root: Path) -> list[Path]:
@@ -153,7 +165,7 @@ def _candidates(root: Path) -> list[Path]:
 
 
 def _recognised(name: str, roots: list[Path], look) -> Path | None:
-    for root in roots if KNOWN[name].classes else ():
+    for root in roots:
         places = look(root).get(name, [])
         named = [place for place in places if any(known_name(part) == name for part in place.relative_to(root).parts)]
         if len(chosen := named or places) == 1:
@@ -167,12 +179,19 @@ def _recognised(name: str, roots: list[Path], look) -> Path | None:
     return None
 
 
+def did_you_mean(name: str, others: Iterable[str] = ()) -> str:
+    """A question with the nearest of the known names and these, "" where none is near."""
+    from medvitlib.data.sources import medmnist  # which needs this module
+
+    near = difflib.get_close_matches(plain(name), [*KNOWN, *others], n=1, cutoff=0.6)
+    meant = medmnist.nearest(name) or next(iter(near), None)
+    return f"Did you mean {meant!r}?" if meant else ""
+
+
 def _missing(name: str, roots: list[Path]) -> str:
     from medvitlib.data import phantoms  # imports torch, which `medvit data` must not wait for
 
     present = sorted({path.name for root in roots for path in root.glob("[!.]*") if os.path.isdir(path)})
-    choices = [*KNOWN, *phantoms.FAMILIES, *map(plain, present)]
-    near = difflib.get_close_matches(plain(name), choices, n=1, cutoff=0.6)
     searched = ", ".join(map(str, roots)) or "none exists (MEDVIT_DATA is not set, and there is no data/)"
     lines = [f"no data set called {name!r} was found."]
     if name in KNOWN:
@@ -182,12 +201,10 @@ def _missing(name: str, roots: list[Path]) -> str:
             f"{what} Three ways to have it:",
             f"  1. get it: {fetch if KNOWN[name].page else ''}{get}",
             f"  2. have it elsewhere: set MEDVIT_DATA to the folder that holds {name}/, or pass its path;",
-            f"  3. do without: open {next(iter(phantoms.FAMILIES))!r}, which is rendered.",
+            f"  3. do without: open {KNOWN[name].rendered!r}, which is rendered.",
         ]
     else:
-        if name.lower().partition("@")[0].endswith("mnist"):
-            lines.append(f"MedMNIST's sets open as 'medmnist/{name.lower()}'.")
-        lines += [f"Did you mean {near[0]!r}?"] if near else []
+        lines += [meant] if (meant := did_you_mean(name, [*phantoms.FAMILIES, *map(plain, present)])) else []
         lines.append(f"Known names: {', '.join([*KNOWN, *phantoms.FAMILIES])}; found: {', '.join(present) or 'none'}.")
         lines.append(
             "For a folder of your own, pass its path, or put it into data/ or a folder that MEDVIT_DATA names."

@@ -17,6 +17,7 @@ class KnownSet:
         positive: the class that a report calls positive, of a two-class set.
         images: how many were published.
         bytes: size of the download.
+        rendered: the family of rendered images to practise on while the set is not there.
     """
 
     title: str
@@ -27,6 +28,7 @@ class KnownSet:
     bytes: int | None = None
     licence: str = UNKNOWN
     citation: str = UNKNOWN
+    rendered: str = "phantom/cxr"
 
     @property
     def page(self) -> str:
@@ -58,6 +60,7 @@ KNOWN = {
         images=2482,
         licence="unclear: see its page",
         citation="Soares et al. 2020, doi:10.1101/2020.04.24.20078584",
+        rendered="phantom/ct",
     ),
     "blood_cells": KnownSet(
         title="white blood cells, each photograph augmented many times",
@@ -66,11 +69,13 @@ KNOWN = {
         images=12_444,  # TRAIN and TEST; TEST_SIMPLE has 71 more
         licence="MIT",
         citation="Mooney 2018, from BCCD, github.com/Shenggan/BCCD_Dataset",
+        rendered="phantom/wbc4",
     ),
     "reticulocytes": KnownSet(
         title="red cells stained for reticulocytes",
         kaggle="",
         classes=("BG", "erythrocyte", "reticulocyte"),
+        rendered="phantom/blood3",
     ),
     "human-dataset-transformer-models": KnownSet(
         title="a private set; it opens as any folder does",

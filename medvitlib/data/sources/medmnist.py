@@ -61,12 +61,23 @@ def parse(source: str) -> tuple[str, int]:
     """
     flag, _, side = source.lower().removeprefix(PREFIX).partition("@")
     if flag not in sets():
-        near = difflib.get_close_matches(flag, sets(), n=1, cutoff=0.8)
-        meant = f" Did you mean {PREFIX + near[0]!r}?" if near else ""
+        meant = f" Did you mean {near!r}?" if (near := nearest(source)) else ""
         raise DataError(f"no 2-D set {source!r}.{meant} There are: {', '.join(PREFIX + name for name in sets())}.")
     if (side or "28") not in map(str, sizes(flag)):
-        raise DataError(f"{source!r}: {flag} has sides of {', '.join(map(str, sizes(flag)))} px: write {flag}@64.")
+        raise DataError(
+            f"{source!r}: {flag} has sides of {', '.join(map(str, sizes(flag)))} px: write {PREFIX}{flag}@64."
+        )
     return flag, int(side or 28)
+
+
+def nearest(source: str) -> str | None:
+    """What was meant by a name that is spelled a little wrong, or lacks `medmnist/`; None where that is not clear."""
+    flag, at, side = source.lower().removeprefix(PREFIX).partition("@")
+    try:
+        near = difflib.get_close_matches(flag, sets(), n=1, cutoff=0.8)
+    except DataError:  # without the package nothing is known
+        return None
+    return PREFIX + near[0] + at + side if near else None
 
 
 def open_medmnist(source: str, size: tuple[int, int], root: str | Path | None, positive: str | None) -> Opened:
@@ -88,12 +99,12 @@ def find(flag: str, side: int, root: str | Path | None = None) -> Path | None:
     return files.get(_file(flag, side)) or files.get(f"{flag}_{side}.npz")
 
 
-def fetch(source: str, root: str | Path | None = None) -> Path:
+def fetch(source: str) -> Path:
     """The set's file; downloaded into the cache folder and held to its MD5 if no data root has it."""
     from medvitlib.data.sources.download import download
 
     flag, side = parse(source)
-    if path := find(flag, side, root):
+    if path := find(flag, side):
         return path
     url, md5 = (sets()[flag][key if side == 28 else f"{key}_{side}"] for key in ("url", "MD5"))
     target = cache_dir() / "data" / "medmnist" / _file(flag, side)

@@ -178,8 +178,8 @@ def test_what_is_no_archive_says_so(try_unpack, content, says):
         try_unpack(content)
 
 
-def test_a_disk_without_room_is_found_out_before(try_unpack, monkeypatch):
-    monkeypatch.setattr(archives, "free_bytes", lambda folder: 1000)
+def test_a_disk_without_room_is_found_out_before(try_unpack, free_disk):
+    free_disk(1000)
     with pytest.raises(DataError, match=r"needs 0 MB more .*Free some"):
         try_unpack(packed("zip"))
 

@@ -115,9 +115,9 @@ def test_a_server_that_is_not_there(web, tmp_path):
         download("http://127.0.0.1:9/set.zip", tmp_path / "set.zip")
 
 
-def test_a_disk_without_room_is_found_out_before(web, tmp_path, monkeypatch):
+def test_a_disk_without_room_is_found_out_before(web, tmp_path, free_disk):
     url, _ = web.serve(lambda handler, n: web.ranged(handler))
-    monkeypatch.setattr(module, "free_bytes", lambda folder: 1000)
+    free_disk(1000)
     with pytest.raises(DataError, match=r"needs 3 MB more .* 0 MB free"):
         download(url, tmp_path / "set.zip")
     assert web.left(tmp_path) == []

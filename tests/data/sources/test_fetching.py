@@ -9,7 +9,7 @@ import zipfile
 import pytest
 
 from medvitlib.cli import main
-from medvitlib.data.sources import fetching
+from medvitlib.data.sources import download, fetching
 from medvitlib.data.sources.fetching import fetch
 from medvitlib.data.sources.finding import find
 from medvitlib.errors import DataError
@@ -29,7 +29,7 @@ def nothing_installed(own_roots, own_cache, monkeypatch, tmp_path):
     (tmp_path / "bin").mkdir()
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     monkeypatch.setattr(fetching.importlib.util, "find_spec", lambda name: sys.modules.get(name))
-    monkeypatch.setattr(fetching, "RESERVE", 0)
+    monkeypatch.setattr(download, "RESERVE", 0)
 
 
 @pytest.fixture
@@ -84,6 +84,13 @@ def test_the_command_downloads_and_we_unpack(kaggle, tmp_path, own_cache):
     assert find("sarscov2_ct") == (place, "sarscov2_ct")
     (tmp_path / "bin" / "kaggle").unlink()
     assert fetch("SARSCOV2_CT") == place  # it is there
+
+
+def test_a_folder_that_only_bears_the_name_is_no_reason_not_to_fetch(kaggle, tmp_path, own_roots, own_cache):
+    (own_roots / "sarscov2_ct" / "notes").mkdir(parents=True)
+    (tmp_path / "whole.zip").write_bytes(packed("COVID", "non-COVID"))
+    kaggle(f"shutil.copy({str(tmp_path / 'whole.zip')!r}, arguments[5] + '/sarscov2-ctscan-dataset.zip')")
+    assert fetch("sarscov2_ct") == find("sarscov2_ct")[0] == own_cache / "data" / "sarscov2_ct"
 
 
 def test_kagglehub_downloads_into_a_folder_of_ours(kagglehub, monkeypatch, own_cache):
@@ -159,6 +166,7 @@ def test_interrupted_the_part_is_kept_for_the_next_call(kaggle, monkeypatch, own
     [
         ("chest-xrays", "Did you mean 'chest_xray'"),
         ("paultimothymooney", "There are: chest_xray"),
+        ("phantom/cxr", "need no fetching"),
         ("reticulocytes", "no source is known"),
         ("human-dataset-transformer-models", "call it OWNER/human-dataset-transformer-models"),
         ("me/human-dataset-transformer-models", "pip install kagglehub"),
@@ -169,8 +177,8 @@ def test_what_cannot_be_fetched_says_why(name, says, capsys):
     assert says in capsys.readouterr().err
 
 
-def test_a_disk_without_room_is_found_out_before(kaggle, monkeypatch):
+def test_a_disk_without_room_is_found_out_before(kaggle, free_disk):
     kaggle("sys.exit('never called')")
-    monkeypatch.setattr(fetching, "free_bytes", lambda folder: 10**9)
-    with pytest.raises(DataError, match=r"needs 4\.9 GB .* 1\.0 GB free"):
+    free_disk(10**9)
+    with pytest.raises(DataError, match=r"chest_xray needs 4,920 MB more .* 1,000 MB free"):
         fetch("chest_xray")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from medvitlib import paths
-from medvitlib.data import open_dataset
+from medvitlib.data import FAMILIES, open_dataset
 from medvitlib.data.sources import finding
 from medvitlib.data.sources.finding import any_case, find, recognise
 from medvitlib.data.sources.known import KNOWN, known_name
@@ -81,6 +81,23 @@ def test_of_two_candidates_the_one_with_the_sets_name_is_taken(own_roots, write_
     assert find("sarscov2_ct")[0] == own_roots / "deep" / "sarscov2-ctscan-dataset" / "x"
 
 
+def test_a_folder_of_the_sets_name_without_its_classes_comes_last(own_roots, write_classes):
+    (own_roots / "sarscov2_ct").mkdir()
+    (own_roots / "sarscov2_ct" / "archive.zip").write_bytes(b"PK")
+    with pytest.raises(DataError, match="no data set called 'sarscov2_ct'"):
+        find("sarscov2_ct")
+    write_classes(own_roots / "sarscov2_ct", {"ill": 2, "well": 2})
+    assert find("sarscov2_ct")[0] == own_roots / "sarscov2_ct"
+    write_classes(own_roots / "unpacked" / "here", CT)
+    assert find("sarscov2_ct")[0] == own_roots / "unpacked" / "here"
+
+
+def test_who_may_not_read_the_sets_folder_is_told_where_it_is(own_roots, monkeypatch):
+    (own_roots / "sarscov2_ct").mkdir()
+    monkeypatch.setattr(finding.os, "access", lambda place, mode: place != own_roots / "sarscov2_ct")
+    assert find("sarscov2_ct")[0] == own_roots / "sarscov2_ct"
+
+
 def test_other_classes_are_not_taken_for_a_known_set(own_roots, write_classes):
     write_classes(own_roots / "three", {**CT, "normal": 2})
     write_classes(own_roots / "one", {"COVID": 2})
@@ -105,6 +122,12 @@ def test_a_set_that_is_missing_is_explained_by_its_kaggle_name(own_roots):
         open_dataset("reticulocytes")
 
 
+def test_what_is_offered_instead_of_a_set_looks_like_it(own_roots):
+    assert {facts.rendered for facts in KNOWN.values()} == set(FAMILIES)
+    with pytest.raises(DataError, match="do without: open 'phantom/wbc4'"):
+        open_dataset("blood_cells")
+
+
 def test_a_folder_of_another_kaggle_owner_is_a_path(own_roots):
     with pytest.raises(DataError, match="someone/chest-xray does not exist"):
         open_dataset("someone/chest-xray")
@@ -126,6 +149,19 @@ def test_paths_match_in_any_case(tmp_path, monkeypatch, write_classes):
     assert find("DATA/chest_xray/List.CSV")[0] == folder / "list.csv"
     monkeypatch.chdir(tmp_path / "data")
     assert find("Chest_Xray")[0] == folder
+
+
+def test_a_relative_path_means_the_same_in_a_notebook_and_in_a_shell(tmp_path, monkeypatch, write_classes):
+    folder = write_classes(tmp_path / "data" / "chest_xray", {"a": 2, "b": 2})
+    (tmp_path / "pyproject.toml").touch()
+    (tmp_path / "notebooks").mkdir()
+    for stand in (tmp_path, tmp_path / "notebooks"):
+        monkeypatch.chdir(stand)
+        assert find("Data/chest_xray")[0] == folder
+    own = write_classes(tmp_path / "notebooks" / "data" / "chest_xray", {"a": 2, "b": 2})
+    assert find("Data/chest_xray")[0] == own  # where one stands goes before
+    with pytest.raises(DataError, match="notebooks/data/none does not exist"):
+        open_dataset("data/none")
 
 
 def test_a_path_that_could_mean_two_folders_is_not_guessed(tmp_path):

@@ -7,12 +7,13 @@ import runpy
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from medvitlib.data import duplicates, open_dataset, split
+from medvitlib.data import duplicates, open_dataset, save_npz, split
 from medvitlib.data.sources import fetching, listing, medmnist
 from medvitlib.errors import DataError
 
@@ -119,8 +120,9 @@ def test_sizes_are_told_apart_and_the_packages_own_folder_is_searched(own_home, 
     [
         ("medmnist/breatmnist", "Did you mean 'medmnist/breastmnist'"),
         ("medmnist/organmnist3d", "no 2-D set"),
-        ("BreastMNIST@64", "open as 'medmnist/breastmnist@64'"),
-        ("medmnist/pathmnist@65", "28, 64, 128, 224 px"),
+        ("BreastMNIST@64", "Did you mean 'medmnist/breastmnist@64'"),
+        ("brestmnist", "Did you mean 'medmnist/breastmnist'"),
+        ("medmnist/pathmnist@65", "28, 64, 128, 224 px: write medmnist/pathmnist@64"),
         ("medmnist/pathmnist@", "is in no data root"),
         ("medmnist/", "no 2-D set"),
     ],
@@ -128,6 +130,9 @@ def test_sizes_are_told_apart_and_the_packages_own_folder_is_searched(own_home, 
 def test_a_wrong_name_is_answered_with_the_right_ones(own_home, name, says):
     with pytest.raises(DataError, match=says):
         open_dataset(name)
+    if "Did you mean" in says:
+        with pytest.raises(DataError, match=says):
+            fetching.fetch(name)
 
 
 def test_a_file_opened_by_path_is_known_by_its_name(own_home, tmp_path):
@@ -135,6 +140,17 @@ def test_a_file_opened_by_path_is_known_by_its_name(own_home, tmp_path):
     assert (ds.positive, ds.classes) == ("malignant", ["malignant", "normal, benign"])
     ds = open_dataset(make(tmp_path / "mine.npz", "breastmnist"), image_size=28)
     assert (ds.positive, ds.classes) == (None, ["0", "1"])
+
+
+def test_classes_in_a_file_go_before_those_its_name_promises(own_home, tmp_path):
+    whole = open_dataset(make(tmp_path / "bloodmnist.npz", "bloodmnist"), image_size=28)
+    two = replace(whole.subset(whole.labels >= 6), classes=["neutrophil", "platelet"], positive="platelet", notes=["n"])
+    two = replace(two, labels=two.labels - 6)
+    (own_home / "medmnist").mkdir()
+    save_npz(two, own_home / "medmnist" / "bloodmnist.npz")
+    ds = open_dataset("medmnist/bloodmnist", image_size=28)
+    assert (ds.classes, ds.positive, ds.labels.tolist()) == (two.classes, "platelet", two.labels.tolist())
+    assert ds.notes[0] == "n" and "not the published file" in ds.notes[1]
 
 
 def test_a_folder_of_such_files_says_to_open_one(own_home):

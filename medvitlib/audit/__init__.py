@@ -85,8 +85,8 @@ class Audit:
             if ds.groups_known
             else "groups not known",
             **({"clusters against groups": self._recovery()} if ds.groups_known else {}),
-            "groups in two parts": _shared(shared) if ds.groups_known else "groups not known",
-            "near-duplicates in two parts": _shared(copied),
+            "images of groups in two parts": _shared(shared) if ds.groups_known else "groups not known",
+            "images of clusters in two parts": _shared(copied),
             **{f"AUROC of {name} alone": str(value) for name, value in self.baselines.items()},
             **{f"AUROC of features, {name}": str(value["auroc"]) for name, value in (self.gap or {}).items()},
             "labels in doubt": f"{len(self.suspects)} images",
@@ -232,5 +232,5 @@ def _range(values: pd.Series) -> str:
 
 
 def _shared(table: pd.DataFrame) -> str:
-    found = [f"{row.images} {row.other} with {row.one}" for row in table.itertuples() if row.shared]
+    found = [f"{row.images} {row.other}/{row.one}" for row in table.itertuples() if row.shared]
     return ", ".join(found) or ("none" if len(table) else "no official split")

@@ -36,7 +36,7 @@ def test_the_leaks_that_were_put_in_come_first(leaky):
     first = [finding.text for finding in leaky.findings[:2]]
     assert any("groups in train and in" in text for text in first)
     assert any(text.startswith("Border ring alone") for text in first)
-    assert f"{exposed_images} test with train" in leaky.table().found["groups in two parts"]
+    assert f"{exposed_images} test/train" in leaky.table().found["images of groups in two parts"]
     weights = [finding.weight for finding in leaky.findings]
     assert weights == sorted(weights, reverse=True) and weights[0] <= 1
 

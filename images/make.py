@@ -1,6 +1,7 @@
-"""Draws images/front_page.png: rendered samples above, the report of a run below.
+"""Draws what the README shows, from rendered images and from the figures of a run.
 
-python images/make.py RUN        # RUN: a name under runs/, or a run folder
+python images/make.py            # audit.png: the audit of a rendered set whose leaks are switched on
+python images/make.py RUN        # front_page.png too; RUN: a name under runs/, or a run folder
 """
 
 import argparse
@@ -9,6 +10,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from medvitlib import pictures, plots
+from medvitlib.audit import audit, sheets
 from medvitlib.data import open_dataset
 from medvitlib.evaluation import Report
 from medvitlib.evaluation.inputs import percent
@@ -30,8 +32,20 @@ def front_page(report: Report) -> Figure:
     return figure
 
 
+def audit_page() -> Figure:
+    """Pairs that an audit found, and what can be told without the disease."""
+    found = audit(open_dataset("phantom/cxr", leaky=True, difficulty=0.7))
+    figure = Figure(figsize=(13, 5.4), dpi=100, layout="constrained")
+    left, right = figure.subfigures(1, 2, width_ratios=(1.25, 1))
+    sheets.show_pairs(found, most=6, columns=2, on=left)
+    sheets.plot_shortcuts(found, on=right)
+    return figure
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run")
-    report = Report.load(load_run(parser.parse_args().run).folder)
-    front_page(report).savefig(Path(__file__).with_name("front_page.png"))
+    parser.add_argument("run", nargs="?")
+    run = parser.parse_args().run
+    audit_page().savefig(Path(__file__).with_name("audit.png"))
+    if run:
+        front_page(Report.load(load_run(run).folder)).savefig(Path(__file__).with_name("front_page.png"))

@@ -169,7 +169,11 @@ def check_data() -> list[Check]:
     missing = [path for path in listed if not os.path.exists(Path(path).expanduser())]
     rows += [Check("data", "warn", f"{path} does not exist", "correct MEDVIT_DATA") for path in missing]
     if not rows:
-        rows.append(Check("data", "ok", "no data root; phantom/cxr and others are rendered (set MEDVIT_DATA for your own images)"))
+        rows.append(
+            Check(
+                "data", "ok", "no data root; phantom/cxr and others are rendered (set MEDVIT_DATA for your own images)"
+            )
+        )
     return rows
 
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from medvitlib.audit import agreement, audit, measures
-from medvitlib.audit.leaks import exposed, overlap, suspects
+from medvitlib.audit.leaks import exposed, overlap, pair_table, suspects
 from medvitlib.cli import main
-from medvitlib.data import open_dataset
+from medvitlib.data import near, open_dataset
 from medvitlib.errors import DataError
 from medvitlib.evaluation import Estimate
 
@@ -182,6 +182,41 @@ def test_two_classes_are_needed(tmp_path, write_classes):
     assert str(found)
 
 
+def test_names_with_dollar_signs_are_written_as_they_are(tmp_path, write_classes):
+    folder = write_classes(tmp_path / "set", {"a $x_{$ b": 6, "NA": 6})
+    for k, path in enumerate(sorted(folder.glob("*/*"))):
+        path.rename(path.with_name(f"$_{k}^${path.suffix}"))
+    ds = open_dataset(folder, image_size=32)
+    pair = near.Pairs(np.array([0]), np.array([7]), np.array(["same scene"]), np.array([20]))
+    found = replace(audit(ds, weights=None, n_boot=100), pairs=pair_table(ds, pair))
+    found = replace(found, suspects=suspects(ds, np.eye(2)[1 - ds.labels]))
+    assert (found.save(tmp_path / "out") / "contact_sheet.png").exists()
+
+
+def test_a_class_whose_files_are_all_broken_is_left_out_and_named(tmp_path, write_classes):
+    folder = write_classes(tmp_path / "set", {"a": 6, "b": 6, "c": 6})
+    for path in (folder / "b").iterdir():
+        path.write_bytes(b"\x89PNG\r\n\x1a\n")
+    with pytest.warns(UserWarning, match="left out"):
+        ds = open_dataset(folder, image_size=32, max_bad=0.5, positive="b")
+    found = audit(ds, weights=None, n_boot=100)
+    assert found.dataset.classes == ["a", "c"] and "Note: no image of b could be used." in str(found)
+    assert isinstance(found.baselines["mean colour"], Estimate)
+
+
+def test_a_file_that_vanished_since_the_set_was_opened_is_named(tmp_path, write_classes):
+    ds = open_dataset(write_classes(tmp_path / "set", {"a": 4, "b": 4}), image_size=32)
+    os.remove(ds.files[2])
+    with pytest.raises(DataError, match=r"img_.*cannot be read any more.*Open the data set again"):
+        audit(ds, weights=None)
+
+
+def test_the_text_tells_sizes_modes_and_counts_of_each_class(tmp_path, write_classes):
+    folder = write_classes(tmp_path / "set", {"a": 4, "b": 5}, size=(20, 30))
+    says = str(audit(open_dataset(folder, image_size=32), weights=None, n_boot=100))
+    assert "median_bytes" in says and "1.50 to 1.50" in says and "units" in says
+
+
 def test_the_command_prints_findings_and_names_the_folder(tmp_path, capsys, write_classes):
     folder = write_classes(tmp_path / "set", {"a": 6, "b": 6}, colour=True)
     assert main(["audit", str(folder), "--no-network", "--size", "64", "--out", str(tmp_path / "out")]) == 0
@@ -203,7 +238,8 @@ def test_features_of_a_pretrained_network_tell_images_from_units(leaky, pretrain
 
 def test_without_weights_the_reason_is_given(clean, monkeypatch, tmp_path):
     monkeypatch.setenv("MEDVIT_WEIGHTS", str(tmp_path))
-    assert clean.network == "no pretrained network was asked for"
+    assert clean.network == "thumbnails: no pretrained network was asked for"
+    assert f"Features: {clean.network}." in str(clean)
     assert all(isinstance(clean.gap[name]["auroc"], Estimate) for name in ("by image", "by cluster", "by unit"))
     features, why = measures.embedding(clean.dataset, weights=str(tmp_path / "none.safetensors"))
     assert features is None and why.startswith("no pretrained weights: ")

@@ -85,7 +85,9 @@ class Audit:
             if ds.groups_known
             else "groups not known",
             **({"clusters against groups": self._recovery()} if ds.groups_known else {}),
-            "images of groups in two parts": _shared(shared) if ds.groups_known else "groups not known",
+            "images of groups in two parts": _shared(shared)
+            if ds.groups_known or shared.shared.any()
+            else "groups not known",
             "images of clusters in two parts": _shared(copied),
             **{f"AUROC of {name} alone": str(value) for name, value in self.baselines.items()},
             **{f"AUROC of features, {name}": str(value["auroc"]) for name, value in (self.gap or {}).items()},
@@ -111,7 +113,8 @@ class Audit:
     def __str__(self) -> str:
         tables = [self.table().to_string(header=False), self.counts.to_string(index=False)]
         tables += [] if self.files is None else [self.files.to_string()]
-        lines = [repr(self.dataset), *(f"Note: {note}" for note in self.dataset.notes), f"Features: {self.network}.", ""]
+        lines = [repr(self.dataset), *(f"Note: {note}" for note in self.dataset.notes)]
+        lines += [f"Features: {self.network}.", ""]
         lines += [line for table in tables for line in (table, "")]
         lines += [f"{k}. {finding.text}" for k, finding in enumerate(self.findings, 1)] or ["Nothing was found."]
         return "\n".join(lines)
@@ -188,7 +191,7 @@ def audit(ds: Dataset, *, weights: str | None = "auto", n_boot: int = 500) -> Au
     features, network = measures.embedding(ds, weights)
     pairs = near_duplicates(ds)
     clusters = pairs.clusters(len(ds))
-    units = joined(clusters, ds.hashes, *([ds.groups] if ds.groups_known else []))
+    units = joined(clusters, ds.hashes, ds.groups)  # an image of an unknown group stands for itself
 
     baselines: dict[str, Estimate | str] = {}
     for name, x in measures.shortcut_features(cells, colours, files).items():
@@ -197,8 +200,8 @@ def audit(ds: Dataset, *, weights: str | None = "auto", n_boot: int = 500) -> Au
         baselines[name] = why if p is None else measures.figures(ds, p, units, n_boot)["auroc"]
     x = np.hstack([cells.reshape(len(ds), -1), colours]) if features is None else features
     together = {"by image": np.arange(len(ds)), "by cluster": clusters, "by unit": units}
-    if not ds.groups_known:
-        together.pop("by unit")  # the clusters, then
+    if not ds.groups_known and units.max() == clusters.max():
+        together.pop("by unit")  # no group is known: the clusters, then
     folds = {name: measures.out_of_fold(x, ds.labels, keys) for name, keys in together.items()}
     gap, judged = None, folds[list(folds)[-1]]
     if judged is not None:

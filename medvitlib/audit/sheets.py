@@ -34,7 +34,8 @@ def show_pairs(
         apart = [f"{pair.split_a} | {pair.split_b}"] if "splits" in pair.across else []
         apart += [f"{pair.class_a} | {pair.class_b}"] if "classes" in pair.across else []
         apart += ["two groups"] if "groups" in pair.across else []
-        _write(axis, "\n".join([pair.how, ", ".join(apart)]).strip(), 9, f"{_tail(pair.image_a)}  |  {_tail(pair.image_b)}")
+        names = f"{_tail(pair.image_a)}  |  {_tail(pair.image_b)}"
+        _write(axis, "\n".join([pair.how, ", ".join(apart)]).strip(), 9, names)
     return figure
 
 
@@ -67,7 +68,8 @@ def plot_shortcuts(audit: "Audit", on: Figure | SubFigure | None = None) -> Figu
         ax.plot(value.value, y, "o", color=colour, ms=6)
         ax.annotate(f"{value.value:.2f}", (value.value, y), (0, 7), textcoords="offset points", ha="center", fontsize=8)
     ax.axvline(0.5, color=GREY, lw=1, ls="--")
-    ax.set(xlim=(min([0.3, *(value.low - 0.02 for _, value, _ in rows)]), 1.02), ylim=(len(rows) - 0.4, -0.8), xlabel="AUROC, out of fold (dashed: a guess)")
+    lowest = min([0.3, *(value.value - 0.02 for _, value, _ in rows)])
+    ax.set(xlim=(lowest, 1.02), ylim=(len(rows) - 0.4, -0.8), xlabel="AUROC, out of fold (dashed: a guess)")
     ax.set_yticks(range(len(rows)), [name for name, _, _ in rows])
     clean(ax)
     return figure

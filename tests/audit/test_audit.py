@@ -251,3 +251,57 @@ def test_breast_images_in_two_parts_are_found(real_data):
     crossing = found.pairs[found.pairs.across.str.contains("splits")]
     exact = crossing[crossing.how.isin(["identical files", "identical pixels"])]
     assert {*exact.image_a, *exact.image_b} == {"train/00115", "test/00076"}
+
+
+def test_each_evaluated_part_has_its_own_sentence_on_leaks(clean):
+    """Test and val both share patients with train; val has the larger share, test is named all the same."""
+    ds, n = clean.dataset, len(clean.dataset)
+    splits = np.array((["train", "val", "train", "train"] * n)[:n])
+    splits[-12:-6] = "test"
+    groups = np.where(splits == "test", ds.groups[0], ds.groups)
+    splits[0] = "train"
+    groups[-12] = "another"
+    found = replace(clean, dataset=replace(ds, groups=groups, splits=splits))
+    says = [finding.text for finding in found.findings if "groups in" in finding.text or "group in" in finding.text]
+    assert any(": 5 of 6 test images" in text for text in says) and any(" val images" in text for text in says)
+
+
+def test_patients_that_are_known_count_even_if_others_are_not(clean):
+    ds = clean.dataset
+    groups, splits = ds.ids.copy(), np.full(len(ds), "train")
+    groups[:4], splits[2:6] = "known", "test"
+    found = audit(replace(ds, groups=groups, splits=splits, groups_known=False), weights=None, n_boot=100)
+    assert len(np.unique(found.units[:4])) == 1 and found.units.max() < found.clusters.max()
+    assert "2 of 4 test images (50.0%) are of a patient seen in train" in texts(found)
+    assert "not known for all" in texts(found) and "by unit" in found.gap
+    assert found.table().found["images of groups in two parts"] == "2 test/train"
+
+
+def test_the_factor_of_an_interval_counts_large_units(clean):
+    units = np.r_[np.zeros(101, int), 1 + np.arange(len(clean.dataset) - 101)]
+    found, n = replace(clean, units=units), len(units)
+    most = np.sqrt((101**2 + n - 101) / n)
+    assert f"is up to {most:.1f} times too narrow" in texts(found) and most > 1.2 * np.sqrt(n / (n - 100))
+
+
+def test_a_difference_within_the_intervals_is_not_called_memory(clean):
+    def gap(low, high):
+        return {
+            "by image": {"auroc": Estimate(0.8, low, 0.9, "", 9, 9), "accuracy": Estimate(0.8, 0.7, 0.9, "", 9, 9)},
+            "by unit": {"auroc": Estimate(0.6, 0.5, high, "", 9, 9), "accuracy": Estimate(0.6, 0.5, 0.7, "", 9, 9)},
+        }
+
+    assert "is memory, not skill" in texts(replace(clean, gap=gap(0.75, 0.7)))
+    assert "the intervals overlap" in texts(replace(clean, gap=gap(0.65, 0.7)))
+
+
+def test_copies_of_an_official_split_are_weighed_by_what_crosses_it(clean):
+    ds, n = clean.dataset, len(clean.dataset)
+    clusters = np.r_[np.zeros(50, int), 1 + np.arange(n - 50)]
+    splits = np.where(np.arange(n) < n // 2, "train", "test")
+    unknown = replace(ds, groups=ds.ids, groups_known=False)
+    weight = {}
+    for name, parts in (("none", np.full(n, "")), ("official", splits)):
+        found = replace(clean, dataset=replace(unknown, splits=parts), clusters=clusters)
+        (weight[name],) = [f.weight for f in found.findings if "lie in 1 cluster of near-duplicates" in f.text]
+    assert weight["official"] == pytest.approx(0.1 * weight["none"])

@@ -192,6 +192,8 @@ def _labels(audit: "Audit") -> list[Finding]:
         f"{n} images ({n / len(audit.dataset):.1%}) look like another class to a classifier that never saw them. "
         "Some labels may be wrong, some images hard: look at the first ones."
     )
+    if audit.gap and not list(audit.gap.values())[-1]["auroc"].low > CHANCE:
+        text += " But the classifier does no better than a guess here, so little follows."
     return [Finding(0.01 * n / len(audit.dataset), text)]
 
 

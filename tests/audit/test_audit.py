@@ -295,6 +295,15 @@ def test_a_difference_within_the_intervals_is_not_called_memory(clean):
     assert "the intervals overlap" in texts(replace(clean, gap=gap(0.65, 0.7)))
 
 
+def test_doubts_of_a_classifier_that_guesses_are_called_little(clean):
+    def says(low):
+        auroc = {"auroc": Estimate(0.6, low, 0.7, "", 9, 9), "accuracy": Estimate(0.6, 0.5, 0.7, "", 9, 9)}
+        found = suspects(clean.dataset, np.eye(2)[1 - clean.dataset.labels])
+        return texts(replace(clean, suspects=found, gap={"by image": auroc, "by unit": auroc}))
+
+    assert "no better than a guess" in says(0.45) and "no better than a guess" not in says(0.55)
+
+
 def test_copies_of_an_official_split_are_weighed_by_what_crosses_it(clean):
     ds, n = clean.dataset, len(clean.dataset)
     clusters = np.r_[np.zeros(50, int), 1 + np.arange(n - 50)]

@@ -5,7 +5,7 @@
 It stands above all other rooms but `evaluate`, for it needs a data set, a pretrained network and intervals.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +41,7 @@ class Audit:
         gap: one classifier on the embedding, cross-validated "by image", "by cluster" and (where groups are known) "by
             unit": its "auroc" and "accuracy" each time; None where a class has too few units.
         suspects: candidates for a wrong label, the clearest first.
-        network: what the embedding is, or why the classifier had to do with thumbnails.
+        network: what the features are, or that they are thumbnails, and why.
     """
 
     dataset: Dataset
@@ -85,7 +85,9 @@ class Audit:
             if ds.groups_known
             else "groups not known",
             **({"clusters against groups": self._recovery()} if ds.groups_known else {}),
-            "images of groups in two parts": _shared(shared) if ds.groups_known else "groups not known",
+            "images of groups in two parts": _shared(shared)
+            if ds.groups_known or shared.shared.any()
+            else "groups not known",
             "images of clusters in two parts": _shared(copied),
             **{f"AUROC of {name} alone": str(value) for name, value in self.baselines.items()},
             **{f"AUROC of features, {name}": str(value["auroc"]) for name, value in (self.gap or {}).items()},
@@ -109,7 +111,11 @@ class Audit:
         return pd.DataFrame.from_dict(rows, orient="index")
 
     def __str__(self) -> str:
-        lines = [repr(self.dataset), "", self.table().to_string(header=False, justify="left"), ""]
+        tables = [self.table().to_string(header=False), self.counts.to_string(index=False)]
+        tables += [] if self.files is None else [self.files.to_string()]
+        lines = [repr(self.dataset), *(f"Note: {note}" for note in self.dataset.notes)]
+        lines += [f"Features: {self.network}.", ""]
+        lines += [line for table in tables for line in (table, "")]
         lines += [f"{k}. {finding.text}" for k, finding in enumerate(self.findings, 1)] or ["Nothing was found."]
         return "\n".join(lines)
 
@@ -179,12 +185,13 @@ def audit(ds: Dataset, *, weights: str | None = "auto", n_boot: int = 500) -> Au
     """
     if len(ds) < 2 or len(np.unique(ds.labels)) < 2:
         raise DataError(f"{ds.name!r} has {len(ds)} images of {len(np.unique(ds.labels))} classes: nothing to compare.")
+    ds = _of_classes_that_have_images(ds)
     files = measures.headers(ds)
     cells, colours = measures.thumbnails(ds)
     features, network = measures.embedding(ds, weights)
     pairs = near_duplicates(ds)
     clusters = pairs.clusters(len(ds))
-    units = joined(clusters, ds.hashes, *([ds.groups] if ds.groups_known else []))
+    units = joined(clusters, ds.hashes, ds.groups)  # an image of an unknown group stands for itself
 
     baselines: dict[str, Estimate | str] = {}
     for name, x in measures.shortcut_features(cells, colours, files).items():
@@ -193,8 +200,8 @@ def audit(ds: Dataset, *, weights: str | None = "auto", n_boot: int = 500) -> Au
         baselines[name] = why if p is None else measures.figures(ds, p, units, n_boot)["auroc"]
     x = np.hstack([cells.reshape(len(ds), -1), colours]) if features is None else features
     together = {"by image": np.arange(len(ds)), "by cluster": clusters, "by unit": units}
-    if not ds.groups_known:
-        together.pop("by unit")  # the clusters, then
+    if not ds.groups_known and units.max() == clusters.max():
+        together.pop("by unit")  # no group is known: the clusters, then
     folds = {name: measures.out_of_fold(x, ds.labels, keys) for name, keys in together.items()}
     gap, judged = None, folds[list(folds)[-1]]
     if judged is not None:
@@ -210,8 +217,19 @@ def audit(ds: Dataset, *, weights: str | None = "auto", n_boot: int = 500) -> Au
         baselines=baselines,
         gap=gap,
         suspects=doubtful,
-        network=network,
+        network=network if features is not None else f"thumbnails: {network}",
     )
+
+
+def _of_classes_that_have_images(ds: Dataset) -> Dataset:
+    """All files of a class may be broken; nothing can be measured of it."""
+    present, labels = np.unique(ds.labels, return_inverse=True)
+    if len(present) == len(ds.classes):
+        return ds
+    classes = [ds.classes[label] for label in present]
+    note = f"no image of {', '.join(name for name in ds.classes if name not in classes)} could be used."
+    positive = ds.positive if ds.positive in classes else None
+    return replace(ds, classes=classes, labels=labels, positive=positive, notes=[*ds.notes, note])
 
 
 def _files(ds: Dataset, files: list[measures.Header]) -> pd.DataFrame:

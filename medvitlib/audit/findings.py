@@ -47,11 +47,12 @@ def _groups_on_both_sides(audit: "Audit") -> list[Finding]:
     ds, found = audit.dataset, []
     if not ds.groups_known:
         text = (
-            "Which images belong to one patient is not known. Whatever shares a patient across a split inflates the "
-            "score; add a groups.csv, or split(ds, by='clusters'), which keeps at least near-duplicates together."
+            "Which images belong to one patient is not known for all. Whatever shares a patient across a split "
+            "inflates the score; add a groups.csv, or split(ds, by='clusters'), which keeps at least near-duplicates "
+            "together."
         )
-        return [Finding(0.05, text)]
-    if (most := _most_exposed(ds.splits, ds.groups)) is not None:
+        found.append(Finding(0.05, text))
+    for most in _exposed_parts(ds.splits, ds.groups):
         text = (
             f"{_some(most.shared, 'group')} in {most.one} and in {most.other}: {most.images} of {most.of} {most.other} "
             f"images ({most.images / most.of:.1%}) are of a patient seen in {most.one}. Merge the parts and split by "
@@ -70,12 +71,13 @@ def _groups_on_both_sides(audit: "Audit") -> list[Finding]:
 def _copies(audit: "Audit") -> list[Finding]:
     ds, found = audit.dataset, []
     pairs = audit.pairs
-    if (most := _most_exposed(ds.splits, audit.clusters)) is not None:
+    for most in _exposed_parts(ds.splits, audit.clusters):
         both = pairs.split_a.isin([most.one, most.other]) & pairs.split_b.isin([most.one, most.other])
         kinds = pairs[both & (pairs.split_a != pairs.split_b)].how.value_counts()
         text = (
             f"{most.images} of {most.of} {most.other} images ({most.images / most.of:.1%}) show what an image in "
-            f"{most.one} shows ({_kinds(kinds)}). A model that remembers {most.one} is right on them for nothing."
+            f"{most.one} shows ({_kinds(kinds) or 'by way of a third'}). They are no test of what has learnt "
+            f"from {most.one}."
         )
         found.append(Finding(most.images / most.of, text))
     sizes = np.bincount(audit.clusters)
@@ -83,15 +85,16 @@ def _copies(audit: "Audit") -> list[Finding]:
     if len(many):
         share = exposed(audit.clusters)
         text = (
-            f"{many.sum()} of {len(ds)} images lie in {len(many)} clusters of near-duplicates "
+            f"{many.sum()} of {len(ds)} images lie in {_some(len(many), 'cluster')} of near-duplicates "
             f"({_kinds(pairs.how.value_counts())}; the largest has {many.max()} images)."
         )
-        if not ds.groups_known:
+        alone = not ds.groups_known and not (ds.splits != "").any()  # nothing but the clusters keeps copies together
+        if alone:
             text += (
                 f" A random split would put {share:.1%} of the test images beside one of its own cluster in "
                 "training; split(ds, by='clusters') keeps clusters together."
             )
-        found.append(Finding(share * (0.1 if ds.groups_known else 1.0), text))
+        found.append(Finding(share * (1.0 if alone else 0.1), text))
     if crossing := int(pairs.across.str.contains("groups").sum()):
         text = (
             f"{_some(crossing, 'pair')} of near-duplicates under two different groups: the groups are not complete. "
@@ -101,11 +104,11 @@ def _copies(audit: "Audit") -> list[Finding]:
     return found
 
 
-def _most_exposed(splits: np.ndarray, keys: np.ndarray):
-    """The row of `overlap` with the largest share of images, the test part first among equals; None without any."""
+def _exposed_parts(splits: np.ndarray, keys: np.ndarray) -> list:
+    """For test, then val, the row of `overlap` with the largest share of its images, if any."""
     table = overlap(splits, keys)
-    rows = sorted(table[table.shared > 0].itertuples(), key=lambda row: (row.images / row.of, row.other))
-    return rows[-1] if rows else None
+    parts = [table[(table.other == part) & (table.shared > 0)] for part in ("test", "val")]
+    return [max(rows.itertuples(), key=lambda row: row.images) for rows in parts if len(rows)]
 
 
 def _some(n: int, what: str) -> str:
@@ -161,19 +164,22 @@ def _gap(audit: "Audit") -> list[Finding]:
         return []
     text = (
         f"One and the same classifier reaches AUROC {by_image['auroc']} and accuracy {by_image['accuracy']} when it is "
-        f"cross-validated by image, and {apart['auroc']} and {apart['accuracy']} when units stay together. The "
-        "difference is memory, not skill."
+        f"cross-validated by image, and {apart['auroc']} and {apart['accuracy']} when units stay together. "
     )
+    sure = by_image["auroc"].low > apart["auroc"].high
+    text += "The difference is memory, not skill." if sure else "The difference may be memory; the intervals overlap."
     return [Finding(difference, text)]
 
 
 def _effective_size(audit: "Audit") -> list[Finding]:
-    n, units = len(audit.dataset), int(audit.units.max()) + 1
+    n, sizes = len(audit.dataset), np.bincount(audit.units)
+    units = len(sizes)
     if n < 1.1 * units:
         return []
+    most = np.sqrt((sizes**2).sum() / n)  # of a mean, where all images of a unit say the same (Kish's design effect)
     text = (
-        f"The {n} images come from {units} independent units. Count those: an interval computed from images is up to "
-        f"{np.sqrt(n / units):.1f} times too narrow."
+        f"The {n} images come from {_some(units, 'independent unit')}. Count those: an interval computed from images "
+        f"is up to {most:.1f} times too narrow."
     )
     return [Finding(0.1 * (1 - units / n), text)]
 
@@ -186,6 +192,8 @@ def _labels(audit: "Audit") -> list[Finding]:
         f"{n} images ({n / len(audit.dataset):.1%}) look like another class to a classifier that never saw them. "
         "Some labels may be wrong, some images hard: look at the first ones."
     )
+    if audit.gap and not list(audit.gap.values())[-1]["auroc"].low > CHANCE:
+        text += " But the classifier does no better than a guess here, so little follows."
     return [Finding(0.01 * n / len(audit.dataset), text)]
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from medvitlib.data import Dataset
 from medvitlib.data.cache import WORKERS, one_opencv_thread
-from medvitlib.errors import WeightsError
+from medvitlib.errors import DataError, WeightsError
 from medvitlib.evaluation import Estimate, score
 from medvitlib.progress import track
 
@@ -53,8 +53,9 @@ def _header(path: str) -> Header:
             return Header(image.height, image.width, image.mode, os.path.getsize(path))
     except OSError:  # Pillow cannot identify some TIFFs that OpenCV reads
         image = cv2.imread(path, cv2.IMREAD_UNCHANGED)
-        h, w = image.shape[:2] if image is not None else (0, 0)
-        return Header(h, w, "?", os.path.getsize(path) if os.path.exists(path) else 0)
+        if image is None:
+            raise DataError(f"{path} cannot be read any more: it has changed. Open the data set again.") from None
+        return Header(*image.shape[:2], "?", os.path.getsize(path))
 
 
 def thumbnails(ds: Dataset) -> tuple[np.ndarray, np.ndarray]:

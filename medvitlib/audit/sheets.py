@@ -34,8 +34,8 @@ def show_pairs(
         apart = [f"{pair.split_a} | {pair.split_b}"] if "splits" in pair.across else []
         apart += [f"{pair.class_a} | {pair.class_b}"] if "classes" in pair.across else []
         apart += ["two groups"] if "groups" in pair.across else []
-        axis.set_title("\n".join([pair.how, ", ".join(apart)]).strip(), fontsize=9, color=INK)
-        axis.set_xlabel(f"{_tail(pair.image_a)}  |  {_tail(pair.image_b)}", fontsize=6.5, color="0.35")
+        names = f"{_tail(pair.image_a)}  |  {_tail(pair.image_b)}"
+        _write(axis, "\n".join([pair.how, ", ".join(apart)]).strip(), 9, names)
     return figure
 
 
@@ -52,8 +52,7 @@ def show_suspects(audit: "Audit", most: int = 12) -> Figure:
         bare(axis)
     for axis, row in zip(axes, shown.itertuples(), strict=False):
         draw_image(axis, dataset.images[row.i])
-        axis.set_title(f"{row.label} {row.p_label:.2f}\nor {row.looks_like} {row.p_other:.2f}?", fontsize=8, color=INK)
-        axis.set_xlabel(_tail(row.image), fontsize=6.5, color="0.35")
+        _write(axis, f"{row.label} {row.p_label:.2f}\nor {row.looks_like} {row.p_other:.2f}?", 8, _tail(row.image))
     return figure
 
 
@@ -69,10 +68,17 @@ def plot_shortcuts(audit: "Audit", on: Figure | SubFigure | None = None) -> Figu
         ax.plot(value.value, y, "o", color=colour, ms=6)
         ax.annotate(f"{value.value:.2f}", (value.value, y), (0, 7), textcoords="offset points", ha="center", fontsize=8)
     ax.axvline(0.5, color=GREY, lw=1, ls="--")
-    ax.set(xlim=(0.3, 1.02), ylim=(len(rows) - 0.4, -0.8), xlabel="AUROC, out of fold (dashed: a guess)")
+    lowest = min([0.3, *(value.value - 0.02 for _, value, _ in rows)])
+    ax.set(xlim=(lowest, 1.02), ylim=(len(rows) - 0.4, -0.8), xlabel="AUROC, out of fold (dashed: a guess)")
     ax.set_yticks(range(len(rows)), [name for name, _, _ in rows])
     clean(ax)
     return figure
+
+
+def _write(axis, title: str, size: float, below: str) -> None:
+    """As it is: names of files and classes may hold a dollar sign, which is no formula."""
+    axis.set_title(title, fontsize=size, color=INK, parse_math=False)
+    axis.set_xlabel(below, fontsize=6.5, color="0.35", parse_math=False)
 
 
 def _tail(name: str, most: int = 24) -> str:

@@ -81,7 +81,7 @@ def describe(points: Points, i: int, grey: np.ndarray, inside: np.ndarray) -> No
 @dataclass(frozen=True)
 class Match:
     """What two images have in common: keypoints on one transform, the share of the first image that these span, and
-    the correlation of fine detail (about 2 to 16 pixels of 224) where the aligned images overlap."""
+    the correlation of fine detail (about 3 to 16 pixels of 224) where the aligned images overlap."""
 
     points: int = 0
     spread: float = 0.0
@@ -126,7 +126,7 @@ def agreeing(points: Points, i: int, j: int, mirrored: int, least: int) -> tuple
 
 
 def _detail(a: np.ndarray, b: np.ndarray, ours: np.ndarray, theirs: np.ndarray) -> float:
-    """Correlation of what a blur of 0.75 pixels of 112 keeps and one of 4 removes; -1 where nothing overlaps."""
+    """Correlation of what a blur of 1.5 pixels of 112 keeps and one of 8 removes; -1 where nothing overlaps."""
     (grey, inside), (target, there) = (working_copy(np.ascontiguousarray(image), SIDE // 2) for image in (a, b))
     # all six freedoms of an affine map: stretching to a square has turned rotations into shears
     affine, _ = cv2.estimateAffine2D(ours * grey.shape[::-1], theirs * target.shape[::-1], ransacReprojThreshold=2)
@@ -142,7 +142,3 @@ def _detail(a: np.ndarray, b: np.ndarray, ours: np.ndarray, theirs: np.ndarray) 
     if len(x) < 2 or min(x.std(), y.std()) == 0:
         return -1.0
     return float(np.corrcoef(x, y)[0, 1])
-
-
-def _band(plane: np.ndarray) -> np.ndarray:
-    return cv2.GaussianBlur(plane, (0, 0), 0.75) - cv2.GaussianBlur(plane, (0, 0), 4)

@@ -23,11 +23,11 @@ import numpy as np
 from medvitlib.data.cache import WORKERS, one_opencv_thread
 from medvitlib.data.dataset import Dataset
 from medvitlib.data.decode import is_grey
-from medvitlib.data.keypoints import FEWEST, Match, Points, agreeing, describe, matched, working_copy
+from medvitlib.data.keypoints import COUNT, FEWEST, Match, Points, agreeing, describe, matched, working_copy
 from medvitlib.paths import cache_dir
 from medvitlib.progress import track
 
-VERSION = 1
+VERSION = 2
 """Part of the cache key of found pairs: raise it when the same images would give other pairs."""
 NEIGHBOURS = 3
 """Proposals an image and descriptor; a larger cluster is connected by the proposals of all its images."""
@@ -104,7 +104,7 @@ def _find(ds: Dataset) -> Pairs:
         same = _chains(hashes, PIXELS) | _chains(ds.hashes, FILES)
         proposed = _neighbours(2 * perceptual.astype(np.float32) - 1) | _neighbours(texture)
         todo = sorted(proposed - set(same))
-        enough = _enough(ds, points)
+        enough = _enough(ds, points, proposed)
         agree = _in_order(pool, lambda pair: matched(points, *pair, enough, ds.images.__getitem__), todo)
         matches = list(track(agree, "comparing pairs", total=len(todo), unit="pair"))
     proven = {
@@ -116,15 +116,17 @@ def _find(ds: Dataset) -> Pairs:
     return Pairs(i, j, np.array(how, dtype="<U16"), np.array([proven.get(pair, Match()).points for pair in pairs], int))
 
 
-def _enough(ds: Dataset, points: Points) -> int:
+def _enough(ds: Dataset, points: Points, proposed: set[tuple[int, int]]) -> int:
     """Keypoints on which at most one pair of the whole set would agree by chance.
 
-    Pairs across two classes (where possible) are unrelated but for rare exceptions. The number they agree on has an
-    exponential tail beyond its 90 % quantile, which is extended to as many pairs as there are.
+    Pairs that no descriptor proposes, across two classes (where possible), are unrelated but for rare exceptions. The
+    number they agree on has an exponential tail beyond its 90 % quantile, which is extended to as many pairs as there
+    are. Half of all keypoints are enough in any case: else a set of copies of one picture would hide them.
     """
     rng, n, counts = np.random.default_rng(0), len(ds), []
+    one_class = (ds.labels == ds.labels[0]).all()
     for i, j in rng.integers(n, size=(_STRANGERS, 2)).tolist():
-        if ds.hashes[i] != ds.hashes[j] and (ds.labels[i] != ds.labels[j] or (ds.labels == ds.labels[0]).all()):
+        if i != j and (min(i, j), max(i, j)) not in proposed and (one_class or ds.labels[i] != ds.labels[j]):
             counts.append(len(agreeing(points, i, j, 0, 0)[0]))
     if not counts:
         return MIN_POINTS
@@ -133,7 +135,7 @@ def _enough(ds: Dataset, points: Points) -> int:
     if not len(tail):
         return MIN_POINTS
     expected = len(tail) / len(counts) * n * (n - 1) / 2
-    return max(MIN_POINTS, int(np.ceil(beyond + tail.mean() * np.log(max(expected, 1)))))
+    return int(np.clip(np.ceil(beyond + tail.mean() * np.log(max(expected, 1))), MIN_POINTS, COUNT // 2))
 
 
 def _look(ds: Dataset, points: Points, i: int) -> tuple[str, np.ndarray, np.ndarray]:

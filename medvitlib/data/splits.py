@@ -212,9 +212,12 @@ def _check_disjoint(
         images = int((np.isin(units, shared) & (parts[one] | parts[other])).sum())
         same_files = len(np.intersect1d(ds.hashes[parts[one]], ds.hashes[parts[other]]))
         same_groups = len(np.intersect1d(ds.groups[parts[one]], ds.groups[parts[other]]))
+        what = f"{same_groups} groups and {same_files} identical files"
+        if not (same_groups or same_files):  # units are clusters
+            what = f"{len(shared)} clusters of near-duplicates"
         note = (
-            f"LEAK in the official split: {one} and {other} share {same_groups} groups and {same_files} identical "
-            f"files ({images} images). Figures on {other} are too good by an unknown amount."
+            f"LEAK in the official split: {one} and {other} share {what} ({images} images). "
+            f"Figures on {other} are too good by an unknown amount."
         )
         notes.append(note)
         warnings.warn(note, stacklevel=3)

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from medvitlib.audit import agreement, audit, measures
-from medvitlib.audit.leaks import exposed, overlap, suspects
+from medvitlib.audit.leaks import exposed, overlap, pair_table, suspects
 from medvitlib.cli import main
-from medvitlib.data import open_dataset
+from medvitlib.data import near, open_dataset
 from medvitlib.errors import DataError
 from medvitlib.evaluation import Estimate
 
@@ -182,6 +182,41 @@ def test_two_classes_are_needed(tmp_path, write_classes):
     assert str(found)
 
 
+def test_names_with_dollar_signs_are_written_as_they_are(tmp_path, write_classes):
+    folder = write_classes(tmp_path / "set", {"a $x_{$ b": 6, "NA": 6})
+    for k, path in enumerate(sorted(folder.glob("*/*"))):
+        path.rename(path.with_name(f"$_{k}^${path.suffix}"))
+    ds = open_dataset(folder, image_size=32)
+    pair = near.Pairs(np.array([0]), np.array([7]), np.array(["same scene"]), np.array([20]))
+    found = replace(audit(ds, weights=None, n_boot=100), pairs=pair_table(ds, pair))
+    found = replace(found, suspects=suspects(ds, np.eye(2)[1 - ds.labels]))
+    assert (found.save(tmp_path / "out") / "contact_sheet.png").exists()
+
+
+def test_a_class_whose_files_are_all_broken_is_left_out_and_named(tmp_path, write_classes):
+    folder = write_classes(tmp_path / "set", {"a": 6, "b": 6, "c": 6})
+    for path in (folder / "b").iterdir():
+        path.write_bytes(b"\x89PNG\r\n\x1a\n")
+    with pytest.warns(UserWarning, match="left out"):
+        ds = open_dataset(folder, image_size=32, max_bad=0.5, positive="b")
+    found = audit(ds, weights=None, n_boot=100)
+    assert found.dataset.classes == ["a", "c"] and "Note: no image of b could be used." in str(found)
+    assert isinstance(found.baselines["mean colour"], Estimate)
+
+
+def test_a_file_that_vanished_since_the_set_was_opened_is_named(tmp_path, write_classes):
+    ds = open_dataset(write_classes(tmp_path / "set", {"a": 4, "b": 4}), image_size=32)
+    os.remove(ds.files[2])
+    with pytest.raises(DataError, match=r"img_.*cannot be read any more.*Open the data set again"):
+        audit(ds, weights=None)
+
+
+def test_the_text_tells_sizes_modes_and_counts_of_each_class(tmp_path, write_classes):
+    folder = write_classes(tmp_path / "set", {"a": 4, "b": 5}, size=(20, 30))
+    says = str(audit(open_dataset(folder, image_size=32), weights=None, n_boot=100))
+    assert "median_bytes" in says and "1.50 to 1.50" in says and "units" in says
+
+
 def test_the_command_prints_findings_and_names_the_folder(tmp_path, capsys, write_classes):
     folder = write_classes(tmp_path / "set", {"a": 6, "b": 6}, colour=True)
     assert main(["audit", str(folder), "--no-network", "--size", "64", "--out", str(tmp_path / "out")]) == 0
@@ -203,7 +238,8 @@ def test_features_of_a_pretrained_network_tell_images_from_units(leaky, pretrain
 
 def test_without_weights_the_reason_is_given(clean, monkeypatch, tmp_path):
     monkeypatch.setenv("MEDVIT_WEIGHTS", str(tmp_path))
-    assert clean.network == "no pretrained network was asked for"
+    assert clean.network == "thumbnails: no pretrained network was asked for"
+    assert f"Features: {clean.network}." in str(clean)
     assert all(isinstance(clean.gap[name]["auroc"], Estimate) for name in ("by image", "by cluster", "by unit"))
     features, why = measures.embedding(clean.dataset, weights=str(tmp_path / "none.safetensors"))
     assert features is None and why.startswith("no pretrained weights: ")
@@ -215,3 +251,66 @@ def test_breast_images_in_two_parts_are_found(real_data):
     crossing = found.pairs[found.pairs.across.str.contains("splits")]
     exact = crossing[crossing.how.isin(["identical files", "identical pixels"])]
     assert {*exact.image_a, *exact.image_b} == {"train/00115", "test/00076"}
+
+
+def test_each_evaluated_part_has_its_own_sentence_on_leaks(clean):
+    """Test and val both share patients with train; val has the larger share, test is named all the same."""
+    ds, n = clean.dataset, len(clean.dataset)
+    splits = np.array((["train", "val", "train", "train"] * n)[:n])
+    splits[-12:-6] = "test"
+    groups = np.where(splits == "test", ds.groups[0], ds.groups)
+    splits[0] = "train"
+    groups[-12] = "another"
+    found = replace(clean, dataset=replace(ds, groups=groups, splits=splits))
+    says = [finding.text for finding in found.findings if "groups in" in finding.text or "group in" in finding.text]
+    assert any(": 5 of 6 test images" in text for text in says) and any(" val images" in text for text in says)
+
+
+def test_patients_that_are_known_count_even_if_others_are_not(clean):
+    ds = clean.dataset
+    groups, splits = ds.ids.copy(), np.full(len(ds), "train")
+    groups[:4], splits[2:6] = "known", "test"
+    found = audit(replace(ds, groups=groups, splits=splits, groups_known=False), weights=None, n_boot=100)
+    assert len(np.unique(found.units[:4])) == 1 and found.units.max() < found.clusters.max()
+    assert "2 of 4 test images (50.0%) are of a patient seen in train" in texts(found)
+    assert "not known for all" in texts(found) and "by unit" in found.gap
+    assert found.table().found["images of groups in two parts"] == "2 test/train"
+
+
+def test_the_factor_of_an_interval_counts_large_units(clean):
+    units = np.r_[np.zeros(101, int), 1 + np.arange(len(clean.dataset) - 101)]
+    found, n = replace(clean, units=units), len(units)
+    most = np.sqrt((101**2 + n - 101) / n)
+    assert f"is up to {most:.1f} times too narrow" in texts(found) and most > 1.2 * np.sqrt(n / (n - 100))
+
+
+def test_a_difference_within_the_intervals_is_not_called_memory(clean):
+    def gap(low, high):
+        return {
+            "by image": {"auroc": Estimate(0.8, low, 0.9, "", 9, 9), "accuracy": Estimate(0.8, 0.7, 0.9, "", 9, 9)},
+            "by unit": {"auroc": Estimate(0.6, 0.5, high, "", 9, 9), "accuracy": Estimate(0.6, 0.5, 0.7, "", 9, 9)},
+        }
+
+    assert "is memory, not skill" in texts(replace(clean, gap=gap(0.75, 0.7)))
+    assert "the intervals overlap" in texts(replace(clean, gap=gap(0.65, 0.7)))
+
+
+def test_doubts_of_a_classifier_that_guesses_are_called_little(clean):
+    def says(low):
+        auroc = {"auroc": Estimate(0.6, low, 0.7, "", 9, 9), "accuracy": Estimate(0.6, 0.5, 0.7, "", 9, 9)}
+        found = suspects(clean.dataset, np.eye(2)[1 - clean.dataset.labels])
+        return texts(replace(clean, suspects=found, gap={"by image": auroc, "by unit": auroc}))
+
+    assert "no better than a guess" in says(0.45) and "no better than a guess" not in says(0.55)
+
+
+def test_copies_of_an_official_split_are_weighed_by_what_crosses_it(clean):
+    ds, n = clean.dataset, len(clean.dataset)
+    clusters = np.r_[np.zeros(50, int), 1 + np.arange(n - 50)]
+    splits = np.where(np.arange(n) < n // 2, "train", "test")
+    unknown = replace(ds, groups=ds.ids, groups_known=False)
+    weight = {}
+    for name, parts in (("none", np.full(n, "")), ("official", splits)):
+        found = replace(clean, dataset=replace(unknown, splits=parts), clusters=clusters)
+        (weight[name],) = [f.weight for f in found.findings if "lie in 1 cluster of near-duplicates" in f.text]
+    assert weight["official"] == pytest.approx(0.1 * weight["none"])

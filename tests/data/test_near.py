@@ -67,6 +67,30 @@ def test_altered_copies_are_found_and_nothing_else(folder):
     assert clusters.max() + 1 == 20 and (np.bincount(clusters) <= 2).all()
 
 
+def test_copies_in_the_other_class_do_not_hide_themselves(tmp_path):
+    """In a small folder they are a large share of the pairs that tell what strangers agree on."""
+    for seed in range(10):
+        path = tmp_path / "few" / "ab"[seed % 2] / f"{seed}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(path), texture(seed))
+        if seed < 3:
+            copy = tmp_path / "few" / "ba"[seed % 2] / f"{seed}.jpg"
+            copy.parent.mkdir(exist_ok=True)
+            cv2.imwrite(str(copy), turned(texture(seed), 17))
+    ds = open_dataset(tmp_path / "few", image_size=224)
+    pairs = near_duplicates(ds)
+    assert len(pairs) == 3 and (ds.labels[pairs.i] != ds.labels[pairs.j]).all()
+
+
+def test_a_set_of_one_picture_saved_again_and_again_is_one_cluster(tmp_path):
+    for k in range(24):
+        path = tmp_path / "one" / "ab"[k % 2] / f"{k}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(path), texture(1), [cv2.IMWRITE_JPEG_QUALITY, 60 + k])
+    clusters = near_duplicates(open_dataset(tmp_path / "one", image_size=224)).clusters(24)
+    assert np.bincount(clusters).max() >= 20
+
+
 def test_asking_again_reads_what_was_found(folder, own_cache, monkeypatch):
     ds = open_dataset(folder, image_size=112)
     first = near_duplicates(ds)

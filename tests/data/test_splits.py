@@ -126,6 +126,15 @@ def test_an_official_split_that_leaks_is_used_and_says_so():
     ]
 
 
+def test_a_leak_of_near_duplicates_alone_is_called_that(monkeypatch):
+    from medvitlib.data import near
+
+    pairs = near.Pairs(np.array([0, 1]), np.array([215, 216]), np.array(["altered copy"] * 2), np.array([40, 40]))
+    monkeypatch.setattr(near, "near_duplicates", lambda ds: pairs)
+    with pytest.warns(UserWarning, match="train and test share 2 clusters of near-duplicates"):
+        split(official(25), by="clusters")
+
+
 def test_our_test_part_keeps_clear_of_an_official_val_that_leaks():
     labels = np.arange(300) % 2
     groups = np.r_[np.arange(200), np.arange(100)]  # every patient of val has an image in train

@@ -40,6 +40,7 @@ class Audit:
         baselines: AUROC of each shortcut, out of fold and by unit; a sentence where there is none.
         gap: one classifier on the embedding, cross-validated "by image", "by cluster" and (where groups are known) "by
             unit": its "auroc" and "accuracy" each time; None where a class has too few units.
+        difference: of the first and the last of these AUROCs, the same units drawn for both; None without `gap`.
         suspects: candidates for a wrong label, the clearest first.
         network: what the features are, or that they are thumbnails, and why.
     """
@@ -52,6 +53,7 @@ class Audit:
     files: pd.DataFrame | None
     baselines: dict[str, Estimate | str]
     gap: dict[str, dict[str, Estimate]] | None
+    difference: Estimate | None
     suspects: pd.DataFrame
     network: str
 
@@ -91,6 +93,7 @@ class Audit:
             "images of clusters in two parts": _shared(copied),
             **{f"AUROC of {name} alone": str(value) for name, value in self.baselines.items()},
             **{f"AUROC of features, {name}": str(value["auroc"]) for name, value in (self.gap or {}).items()},
+            "AUROC by image less by unit": str(self.difference or "not measured"),
             "labels in doubt": f"{len(self.suspects)} images",
         }
         return pd.DataFrame({"found": rows})
@@ -134,6 +137,7 @@ class Audit:
             "findings": [vars(finding) for finding in self.findings],
             "baselines": jsonable(self.baselines),
             "gap": jsonable(self.gap),
+            "difference": jsonable(self.difference),
             "counts": jsonable(self.counts.to_dict("records")),
             "files": None if self.files is None else jsonable(self.files.reset_index().to_dict("records")),
             "pairs": jsonable(self.pairs.drop(columns=["a", "b"]).to_dict("records")),
@@ -196,16 +200,17 @@ def audit(ds: Dataset, *, weights: str | None = "auto", n_boot: int = 500) -> Au
     baselines: dict[str, Estimate | str] = {}
     for name, x in measures.shortcut_features(cells, colours, files).items():
         p = None if isinstance(x, str) else measures.out_of_fold(x, ds.labels, units)
-        why = x if isinstance(x, str) else "a class has fewer than two independent units"
+        why = x if isinstance(x, str) else f"a class has fewer than {measures.FOLDS} independent units"
         baselines[name] = why if p is None else measures.figures(ds, p, units, n_boot)["auroc"]
     x = np.hstack([cells.reshape(len(ds), -1), colours]) if features is None else features
     together = {"by image": np.arange(len(ds)), "by cluster": clusters, "by unit": units}
     if not ds.groups_known and units.max() == clusters.max():
         together.pop("by unit")  # no group is known: the clusters, then
     folds = {name: measures.out_of_fold(x, ds.labels, keys) for name, keys in together.items()}
-    gap, judged = None, folds[list(folds)[-1]]
+    gap, difference, judged = None, None, folds[list(folds)[-1]]
     if judged is not None:
         gap = {name: measures.figures(ds, p, units, n_boot) for name, p in folds.items()}
+        difference = measures.difference(ds, folds["by image"], judged, units, n_boot)
     doubtful = suspects(ds, np.eye(len(ds.classes))[ds.labels] if judged is None else judged)
     return Audit(
         dataset=ds,
@@ -216,6 +221,7 @@ def audit(ds: Dataset, *, weights: str | None = "auto", n_boot: int = 500) -> Au
         files=None if files is None else _files(ds, files),
         baselines=baselines,
         gap=gap,
+        difference=difference,
         suspects=doubtful,
         network=network if features is not None else f"thumbnails: {network}",
     )

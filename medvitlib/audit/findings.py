@@ -158,17 +158,15 @@ def _shortcuts(audit: "Audit") -> list[Finding]:
 def _gap(audit: "Audit") -> list[Finding]:
     if audit.gap is None:
         return []
-    by_image, apart = audit.gap["by image"], list(audit.gap.values())[-1]
-    difference = by_image["auroc"].value - apart["auroc"].value
-    if not difference > 0.005:
+    by_image, apart, difference = audit.gap["by image"], list(audit.gap.values())[-1], audit.difference
+    if not difference.value > 0.005:
         return []
     text = (
         f"One and the same classifier reaches AUROC {by_image['auroc']} and accuracy {by_image['accuracy']} when it is "
-        f"cross-validated by image, and {apart['auroc']} and {apart['accuracy']} when units stay together. "
+        f"cross-validated by image, and {apart['auroc']} and {apart['accuracy']} when units stay together. The "
+        f"difference, {difference}, {'is memory, not skill' if difference.low > 0 else 'may be memory or chance'}."
     )
-    sure = by_image["auroc"].low > apart["auroc"].high
-    text += "The difference is memory, not skill." if sure else "The difference may be memory; the intervals overlap."
-    return [Finding(difference, text)]
+    return [Finding(difference.value, text)]
 
 
 def _effective_size(audit: "Audit") -> list[Finding]:

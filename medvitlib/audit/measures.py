@@ -15,6 +15,9 @@ from medvitlib.data import Dataset
 from medvitlib.data.cache import WORKERS, one_opencv_thread
 from medvitlib.errors import DataError, WeightsError
 from medvitlib.evaluation import Estimate, score
+from medvitlib.evaluation.inputs import check
+from medvitlib.evaluation.intervals import bootstrap, percentiles
+from medvitlib.evaluation.metrics import score_metrics
 from medvitlib.progress import track
 
 GRID = 20
@@ -163,22 +166,42 @@ def _sizes(files: list[Header] | None) -> np.ndarray | str:
 def out_of_fold(x: np.ndarray, labels: np.ndarray, units: np.ndarray, strength: float = 0.01) -> np.ndarray | None:
     """Probabilities (N, K) of a logistic regression, each from the folds without the image's unit.
 
-    None where a class has fewer than two units.
+    None where a class has fewer than `FOLDS` units.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 
-    folds = min(FOLDS, min(len(np.unique(units[labels == k])) for k in np.unique(labels)))
-    if folds < 2:
+    if min(len(np.unique(units[labels == k])) for k in np.unique(labels)) < FOLDS:
         return None
     model = LogisticRegression(C=strength, max_iter=200)
-    cut = StratifiedGroupKFold(folds, shuffle=True, random_state=0)
+    cut = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=0)
     return cross_val_predict(model, reduced(x), labels, groups=units, cv=cut, method="predict_proba")
 
 
 def figures(ds: Dataset, probabilities: np.ndarray, units: np.ndarray, n_boot: int) -> dict[str, Estimate]:
     """ "auroc" (for more than two classes the macro mean of one against the rest) and "accuracy"; whole units are drawn
     for their intervals."""
-    positive = (ds.positive or ds.classes[1]) if len(ds.classes) == 2 else None
-    found = score(ds.labels, probabilities, classes=ds.classes, positive=positive, groups=units, n_boot=n_boot)
-    return {"auroc": found["auroc" if positive else "auroc_macro"], "accuracy": found["accuracy"]}
+    found = score(ds.labels, probabilities, classes=ds.classes, positive=_positive(ds), groups=units, n_boot=n_boot)
+    return {"auroc": found[_name(ds)], "accuracy": found["accuracy"]}
+
+
+def difference(ds: Dataset, one: np.ndarray, other: np.ndarray, units: np.ndarray, n_boot: int) -> Estimate:
+    """AUROC of the probabilities `one` (N, K) less that of `other`: the same units are drawn for both, so that what
+    makes an image easy or hard cancels out."""
+    both = [check(ds.labels, p, ds.classes, _positive(ds), units) for p in (one, other)]
+
+    def statistic(weights: np.ndarray) -> dict[str, np.ndarray]:
+        first, second = (score_metrics(data, weights)[_name(ds)] for data in both)
+        return {"difference": first - second}
+
+    (value,) = statistic(np.ones((1, len(ds))))["difference"]
+    low, high, _ = percentiles(bootstrap(statistic, both[0].groups, n_boot, 0)["difference"], 0.95)
+    return Estimate(float(value), low, high, "paired unit bootstrap", len(ds), int(units.max()) + 1)
+
+
+def _positive(ds: Dataset) -> str | None:
+    return (ds.positive or ds.classes[1]) if len(ds.classes) == 2 else None
+
+
+def _name(ds: Dataset) -> str:
+    return "auroc" if len(ds.classes) == 2 else "auroc_macro"

@@ -86,7 +86,7 @@ def near_duplicates(ds: Dataset) -> Pairs:
     """
     if len(ds) < 2:
         return Pairs(*(np.zeros(0, int),) * 2, np.zeros(0, "<U16"), np.zeros(0, int))
-    names = hashlib.sha256("\n".join(ds.hashes).encode())
+    names = hashlib.sha256("\n".join(map("{} {}".format, ds.hashes, ds.labels)).encode())
     names.update(f"{VERSION} {ds.images.shape}".encode())
     store = cache_dir() / "near" / f"{names.hexdigest()[:32]}.npz"
     if (found := _load(store)) is None:

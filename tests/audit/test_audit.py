@@ -174,11 +174,8 @@ def test_two_classes_are_needed(tmp_path, write_classes):
     with pytest.raises(DataError, match="nothing to compare"):
         audit(ds.subset(ds.labels == 0), weights=None)
     found = audit(ds, weights=None, n_boot=200)
-    assert (
-        found.gap is None
-        and found.gap_table().empty
-        and "fewer than two independent units" in found.baselines["mean colour"]
-    )
+    assert found.gap is None and found.difference is None and found.gap_table().empty
+    assert "fewer than 5 independent units" in found.baselines["mean colour"]
     assert str(found)
 
 
@@ -284,15 +281,25 @@ def test_the_factor_of_an_interval_counts_large_units(clean):
     assert f"is up to {most:.1f} times too narrow" in texts(found) and most > 1.2 * np.sqrt(n / (n - 100))
 
 
-def test_a_difference_within_the_intervals_is_not_called_memory(clean):
-    def gap(low, high):
-        return {
-            "by image": {"auroc": Estimate(0.8, low, 0.9, "", 9, 9), "accuracy": Estimate(0.8, 0.7, 0.9, "", 9, 9)},
-            "by unit": {"auroc": Estimate(0.6, 0.5, high, "", 9, 9), "accuracy": Estimate(0.6, 0.5, 0.7, "", 9, 9)},
-        }
+def test_a_difference_that_may_be_chance_is_not_called_memory(clean):
+    def says(low):
+        return texts(replace(clean, difference=Estimate(0.05, low, 0.1, "", 9, 9)))
 
-    assert "is memory, not skill" in texts(replace(clean, gap=gap(0.75, 0.7)))
-    assert "the intervals overlap" in texts(replace(clean, gap=gap(0.65, 0.7)))
+    assert "is memory, not skill" in says(0.01) and "may be memory or chance" in says(-0.01)
+    assert "not skill" not in texts(replace(clean, difference=Estimate(0.001, 0.0005, 0.01, "", 9, 9)))
+
+
+def test_the_difference_is_paired(clean):
+    """Two classifiers that err on the same images: each is uncertain, their difference is not."""
+    ds, rng = clean.dataset, np.random.default_rng(0)
+    p = np.clip(0.5 + 0.2 * (ds.labels - 0.5) + rng.normal(0, 0.2, len(ds)), 0.01, 0.99)
+    one = np.stack([1 - p, p], axis=1)
+    same = measures.difference(ds, one, one, clean.units, 200)
+    assert (same.value, same.low, same.high) == (0, 0, 0)
+    worse = np.clip(p - 0.02 * (ds.labels - 0.5), 0.01, 0.99)
+    found = measures.difference(ds, one, np.stack([1 - worse, worse], axis=1), clean.units, 200)
+    alone = measures.figures(ds, one, clean.units, 200)["auroc"]
+    assert 0 < found.low <= found.value <= found.high and found.high - found.low < 0.5 * (alone.high - alone.low)
 
 
 def test_doubts_of_a_classifier_that_guesses_are_called_little(clean):

@@ -34,7 +34,14 @@ def outputs(notebook):
 def start(project, *options):
     command = [sys.executable, "-m", "medvitlib.runner", *options]
     return subprocess.Popen(
-        command, cwd=project, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        command,
+        cwd=project,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        # tests that were started in the background inherit an ignored SIGINT, which a user's terminal never gives
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 

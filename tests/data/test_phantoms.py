@@ -295,13 +295,31 @@ def test_an_official_test_part_that_leaks_flatters_a_probe(name, features):
         ({"n_patients": 2.5}, "whole numbers"),
         ({"seed": -1}, "seed >= 0"),
         ({"difficulty": 2}, "difficulty between"),
+        ({"leaky": "patient"}, "expected True, False, 'shortcut' or 'patients'"),
         ({"positive": "ill"}, "expected one of"),
         ({"groups": "kermany"}, "takes no groups"),
     ],
 )
 @every_family
 def test_bad_options_name_the_good_ones(name, options, says):
-    with pytest.raises(DataError, match="no rendered family 'phantom/mri': there is phantom/cxr"):
-        open_dataset("phantom/mri")
     with pytest.raises(DataError, match=says):
         open_dataset(name, **options)
+
+
+def test_an_unknown_family_is_answered_with_the_known_ones():
+    with pytest.raises(DataError, match="no rendered family 'phantom/mri': there is phantom/cxr, phantom/ct"):
+        open_dataset("phantom/mri")
+
+
+def test_the_two_faults_can_be_switched_on_apart():
+    torn, tagged, both = (
+        open_dataset("phantom/wbc4", image_size=48, n_patients=8, leaky=x) for x in ("patients", "shortcut", True)
+    )
+    assert set(tagged.splits) == {""} and set(torn.splits) == set(both.splits) and "" not in torn.splits
+    label = np.s_[-5:, -14:]  # where the bars stand
+    tagged_corner, clean_corner = (
+        tagged.images[0][label],
+        open_dataset("phantom/wbc4", image_size=48, n_patients=8).images[0][label],
+    )
+    assert (tagged_corner != clean_corner).any() and (both.images[0][label] != torn.images[0][label]).any()
+    assert (both.images[0][:30, :30] == torn.images[0][:30, :30]).all()

@@ -48,6 +48,26 @@ class Family:
 
 
 FAMILIES = {
+    "phantom/cxr": Family(
+        title="chest X-ray-like images, normal or with a consolidation",
+        classes=["normal", "pneumonia"],
+        positive="pneumonia",
+        channels=1,
+        version=cxr.VERSION,
+        draw=cxr.draw,
+        patient_has_class=True,
+        images=(1, 4),
+    ),
+    "phantom/ct": Family(
+        title="axial chest CT-like slices, with or without peripheral ground glass",
+        classes=["COVID", "non-COVID"],
+        positive="COVID",
+        channels=1,
+        version=ct.VERSION,
+        draw=ct.draw,
+        patient_has_class=True,
+        images=(2, 6),
+    ),
     "phantom/blood3": Family(
         title="crops of single red cells, supravital stain",
         classes=["background", "erythrocyte", "reticulocyte"],
@@ -69,26 +89,6 @@ FAMILIES = {
         patient_has_class=False,
         images=(3, 6),
         any_way_up=True,
-    ),
-    "phantom/cxr": Family(
-        title="chest X-ray-like images, normal or with a consolidation",
-        classes=["normal", "pneumonia"],
-        positive="pneumonia",
-        channels=1,
-        version=cxr.VERSION,
-        draw=cxr.draw,
-        patient_has_class=True,
-        images=(1, 4),
-    ),
-    "phantom/ct": Family(
-        title="axial chest CT-like slices, with or without peripheral ground glass",
-        classes=["COVID", "non-COVID"],
-        positive="COVID",
-        channels=1,
-        version=ct.VERSION,
-        draw=ct.draw,
-        patient_has_class=True,
-        images=(2, 6),
     ),
 }
 

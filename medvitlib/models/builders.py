@@ -1,6 +1,7 @@
 """One builder a library: this one's Vision Transformers, timm's models, torchvision's."""
 
 import difflib
+import inspect
 from dataclasses import replace
 from typing import Any
 
@@ -13,13 +14,13 @@ from medvitlib.data.transforms import HALF, IMAGENET, Preprocessing
 from medvitlib.errors import MedvitError, WeightsError
 from medvitlib.models.checkpoint import load_into_vit
 from medvitlib.models.npz import Checkpoint
-from medvitlib.models.sources import SOURCES, Source
-from medvitlib.models.vit import CONFIGS, VisionTransformer
+from medvitlib.models.sources import Source, source_of
+from medvitlib.models.vit import MODELS, VisionTransformer
 
 
 def library_of(name: str) -> str:
     """Which of "medvitlib", "timm" and "torchvision" has this model; MedvitError names the nearest known ones."""
-    if name in CONFIGS:
+    if name in MODELS:
         return "medvitlib"
     if timm.is_model(name):
         architecture, _, tag = name.partition(".")
@@ -29,11 +30,11 @@ def library_of(name: str) -> str:
     torchvisions = torchvision.models.list_models(module=torchvision.models)
     if name in torchvisions:
         return "torchvision"
-    known = dict.fromkeys([*CONFIGS, *timm.list_models(), *torchvisions])
+    known = dict.fromkeys([*MODELS, *timm.list_models(), *torchvisions])
     nearest = difflib.get_close_matches(name, known, n=4, cutoff=0.5)
     raise MedvitError(
         f"no model is called {name!r}. Nearest: {', '.join(nearest) or 'none'}. "
-        f"This library's own: {', '.join(CONFIGS)}; timm's: timm.list_models()."
+        f"This library's own: {', '.join(MODELS)}; timm's: timm.list_models()."
     )
 
 
@@ -41,8 +42,8 @@ def published(name: str) -> tuple[Source, Preprocessing]:
     """Where the weights of a name are published, and the input that they expect."""
     library = library_of(name)
     if library == "medvitlib":
-        size = CONFIGS[name].image_size
-        return SOURCES.get(name, Source()), Preprocessing((size, size), *(IMAGENET if "dinov2" in name else HALF))
+        size = inspect.signature(MODELS[name]).parameters["image_size"].default
+        return source_of(name) or Source(), Preprocessing((size, size), *(IMAGENET if "dinov2" in name else HALF))
     local = tuple(f"{name}{suffix}" for suffix in (".safetensors", ".pth", ".npz"))
     if library == "timm":
         config = timm.get_pretrained_cfg(name)
@@ -85,15 +86,10 @@ def put_head(model: nn.Module, new: nn.Module) -> None:
 
 
 def _build_own(architecture: dict[str, Any], checkpoint: Checkpoint | None) -> tuple[nn.Module, list[str]]:
-    config = CONFIGS[architecture["name"]]
-    model = VisionTransformer(
+    model = MODELS[architecture["name"]](
         tuple(architecture["image_size"]),
-        config.patch_size,
         architecture["in_channels"],
         architecture["num_classes"],
-        dim=config.dim,
-        depth=config.depth,
-        heads=config.heads,
         pool=architecture["pool"] or "token",
     )
     return model, load_into_vit(model, checkpoint) if checkpoint else []
@@ -157,7 +153,7 @@ BUILDERS = {"medvitlib": _build_own, "timm": _build_timm, "torchvision": _build_
 
 def _no_pool(architecture: dict[str, Any]) -> None:
     if architecture["pool"] is not None:
-        raise MedvitError(f"pool={architecture['pool']!r} is for this library's models ({', '.join(CONFIGS)}) only.")
+        raise MedvitError(f"pool={architecture['pool']!r} is for this library's models ({', '.join(MODELS)}) only.")
 
 
 def of_channels(preprocessing: Preprocessing, channels: int) -> Preprocessing:

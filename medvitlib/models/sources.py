@@ -56,3 +56,11 @@ SOURCES = {
         by_hand=(f"{GOOGLE}/augreg/S_16-i21k-300ep-lr_0.001-aug_light1-wd_0.03-do_0.0-sd_0.0.npz",),
     ),
 }
+
+SHORT_NAMES = {"vit_s16": "vit_small_patch16_224", "vit_b16": "vit_base_patch16_224"}
+"""The same models under the names their papers use."""
+
+
+def source_of(name: str) -> Source | None:
+    """Where the weights of one of this library's models are published; None for a name without any."""
+    return SOURCES.get(SHORT_NAMES.get(name, name))

@@ -6,8 +6,6 @@ named as in timm's `VisionTransformer`, so that a state dict loads into both.
 Shapes: B images, N patches, D width, H heads, K = D / H head width.
 """
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from timm.layers import DropPath
@@ -147,7 +145,7 @@ class VisionTransformer(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + rows * columns, dim))
         self.pos_drop = nn.Dropout(dropout)
-        rates = torch.linspace(0, drop_path, depth).tolist()
+        rates = [drop_path * i / max(depth - 1, 1) for i in range(depth)]
         self.blocks = nn.ModuleList(Block(dim, heads, mlp_ratio, dropout, rate) for rate in rates)
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         self.head = nn.Linear(2 * dim if pool == "token_mean" else dim, num_classes)
@@ -220,20 +218,67 @@ def resize_position(position: torch.Tensor, old: tuple[int, int], new: tuple[int
     return torch.cat([token, patches.flatten(2).transpose(1, 2).to(token.dtype)], dim=1)
 
 
-@dataclass(frozen=True)
-class ViTConfig:
-    """Sizes of a named model; `image_size` is the default in pixels."""
-
-    patch_size: int
-    dim: int
-    depth: int
-    heads: int
-    image_size: int = 224
+OPTIONS = ("dropout", "drop_path", "pool")
+"""Settings of `VisionTransformer` that every model below takes: they change how it trains, not what it is called."""
 
 
-CONFIGS = {
-    "vit_tiny_test": ViTConfig(patch_size=8, dim=16, depth=2, heads=2, image_size=32),  # makes tests instant
-    "vit_small_patch14_dinov2": ViTConfig(patch_size=14, dim=384, depth=12, heads=6),  # published at 518 px
-    "vit_small_patch16_224": ViTConfig(patch_size=16, dim=384, depth=12, heads=6),
-    "vit_base_patch16_224": ViTConfig(patch_size=16, dim=768, depth=12, heads=12),
+def vit_tiny_test(
+    image_size: int | tuple[int, int] = 32, in_channels: int = 3, num_classes: int = 2, **options
+) -> VisionTransformer:
+    """Makes tests instant: 32 px, patches of 8, 16 wide, 2 blocks of 2 heads."""
+    return VisionTransformer(image_size, 8, in_channels, num_classes, dim=16, depth=2, heads=2, **options)
+
+
+def vit_scratch(
+    image_size: int | tuple[int, int] = 224,
+    in_channels: int = 3,
+    num_classes: int = 2,
+    *,
+    patch_size: int = 16,
+    dim: int = 256,
+    depth: int = 6,
+    heads: int = 8,
+    mlp_ratio: float = 4.0,
+    dropout: float = 0.1,
+    drop_path: float = 0.05,
+    **options,
+) -> VisionTransformer:
+    """To be trained from random numbers on thousands of images: 4.99 M parameters with its own sizes.
+
+    No weights are published for it, so that its sizes may be chosen freely.
+    """
+    sizes = {"dim": dim, "depth": depth, "heads": heads, "mlp_ratio": mlp_ratio}
+    options |= {"dropout": dropout, "drop_path": drop_path}
+    return VisionTransformer(image_size, patch_size, in_channels, num_classes, **sizes, **options)
+
+
+def vit_small_patch14_dinov2(
+    image_size: int | tuple[int, int] = 224, in_channels: int = 3, num_classes: int = 2, **options
+) -> VisionTransformer:
+    """ViT-S/14, 22 M parameters (DINOv2, Oquab et al. 2023; published at 518 px)."""
+    return VisionTransformer(image_size, 14, in_channels, num_classes, dim=384, depth=12, heads=6, **options)
+
+
+def vit_s16(
+    image_size: int | tuple[int, int] = 224, in_channels: int = 3, num_classes: int = 2, **options
+) -> VisionTransformer:
+    """ViT-S/16, 22 M parameters (Steiner et al., "How to train your ViT?", 2021)."""
+    return VisionTransformer(image_size, 16, in_channels, num_classes, dim=384, depth=12, heads=6, **options)
+
+
+def vit_b16(
+    image_size: int | tuple[int, int] = 224, in_channels: int = 3, num_classes: int = 2, **options
+) -> VisionTransformer:
+    """ViT-B/16, 86 M parameters (Table 1 of the paper)."""
+    return VisionTransformer(image_size, 16, in_channels, num_classes, dim=768, depth=12, heads=12, **options)
+
+
+MODELS = {
+    "vit_tiny_test": vit_tiny_test,
+    "vit_scratch": vit_scratch,
+    "vit_small_patch14_dinov2": vit_small_patch14_dinov2,
+    "vit_s16": vit_s16,
+    "vit_b16": vit_b16,
+    "vit_small_patch16_224": vit_s16,  # timm's names of the same two
+    "vit_base_patch16_224": vit_b16,
 }

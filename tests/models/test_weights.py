@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from medvitlib.data.transforms import HALF, IMAGENET, Preprocessing, normalise
 from medvitlib.errors import WeightsError
 from medvitlib.models import hub, package_index, weights
+from medvitlib.models.builders import published
 from medvitlib.models.checkpoint import load_into_vit, read_checkpoint
 from medvitlib.models.npz import Checkpoint, save_npz
 from medvitlib.models.onnx_weights import dinov2_from_onnx, fold_layer_scale
@@ -242,6 +243,24 @@ def test_a_file_from_the_hub_is_loaded_and_what_it_lacks_is_said(places, server,
     again = build("vit_tiny_test", 2, quiet=True).weights_info
     assert (again.source, again.licence) == ("cache, from hub, timm/tiny", "MIT") and len(asked) == 1
     assert "head new, not pretrained" in model.weights_info.note
+
+
+@pytest.mark.parametrize(
+    ("short", "file", "name"),
+    [
+        ("vit_s16", "vit_small_patch16_224.safetensors", "vit_small_patch16_224"),
+        ("vit_b16", "ViT-B_16.npz", "vit_base_patch16_224"),
+    ],
+)
+def test_short_names_find_the_weights_of_the_long_ones(places, short, file, name):
+    assert published(short) == published(name) and published(short)[0].hub
+    with pytest.raises(WeightsError, match=f"no pretrained weights found for {short}"):
+        build(short, 2)
+    (places / "project/weights").mkdir()
+    (places / "project/weights" / file).touch()
+    assert weights.weights_path(short) == weights.fetch_weights(short) == places / "project/weights" / file
+    with pytest.raises(WeightsError, match=f"{file} is "):  # found, read, and empty
+        build(short, 2)
 
 
 def test_an_error_of_the_hub_becomes_ours(places, monkeypatch):

@@ -2,6 +2,7 @@
 
 import difflib
 import inspect
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +16,13 @@ from medvitlib.errors import MedvitError, WeightsError
 from medvitlib.models.checkpoint import load_into_vit
 from medvitlib.models.npz import Checkpoint
 from medvitlib.models.sources import Source, source_of
-from medvitlib.models.vit import MODELS, VisionTransformer
+from medvitlib.models.vit import MODELS, OPTIONS, VisionTransformer
+
+SIZES = ("image_size", "in_channels", "num_classes")
+SET_BY_BUILD = {
+    *inspect.signature(timm.create_model).parameters,  # checkpoint_path among them: it would read any file
+    *("in_chans", "img_size", "num_classes", "weights", "weights_backbone"),
+}
 
 
 def library_of(name: str) -> str:
@@ -86,12 +93,12 @@ def put_head(model: nn.Module, new: nn.Module) -> None:
 
 
 def _build_own(architecture: dict[str, Any], checkpoint: Checkpoint | None) -> tuple[nn.Module, list[str]]:
-    model = MODELS[architecture["name"]](
-        tuple(architecture["image_size"]),
-        architecture["in_channels"],
-        architecture["num_classes"],
-        pool=architecture["pool"] or "token",
-    )
+    name, options = architecture["name"], architecture["options"]
+    known = {*inspect.signature(MODELS[name]).parameters, *OPTIONS} - {"pool", "options", *SIZES}
+    for key in options.keys() - known:
+        raise _unknown(name, key, known)
+    sizes = tuple(architecture["image_size"]), architecture["in_channels"], architecture["num_classes"]
+    model = MODELS[name](*sizes, pool=architecture["pool"] or "token", **options)
     return model, load_into_vit(model, checkpoint) if checkpoint else []
 
 
@@ -103,7 +110,7 @@ def _build_timm(architecture: dict[str, Any], checkpoint: Checkpoint | None) -> 
     if config.fixed_input_size:
         options["img_size"] = tuple(architecture["image_size"])
     if checkpoint is None:
-        return timm.create_model(name, num_classes=classes, **options), []
+        return _create(timm.create_model, architecture, num_classes=classes, **options), []
 
     # timm loads strictly only where the classes agree: build with the file's head, load, then change it
     state = {key: torch.as_tensor(value) for key, value in checkpoint.state.items()}
@@ -111,7 +118,8 @@ def _build_timm(architecture: dict[str, Any], checkpoint: Checkpoint | None) -> 
     in_file = len(state[f"{head}.weight"]) if f"{head}.weight" in state else 0
     overlay = {"state_dict": state, "num_classes": in_file, "label_offset": 0}
     try:
-        model = timm.create_model(name, pretrained=True, num_classes=in_file, pretrained_cfg_overlay=overlay, **options)
+        options |= {"pretrained": True, "pretrained_cfg_overlay": overlay}
+        model = _create(timm.create_model, architecture, num_classes=in_file, **options)
     except (RuntimeError, KeyError, ValueError) as error:
         raise WeightsError(f"these weights do not fit timm's {name}: {error}") from error
     model.pretrained_cfg.pop("state_dict", None)  # a second copy of all weights
@@ -131,13 +139,13 @@ def _build_torchvision(architecture: dict[str, Any], checkpoint: Checkpoint | No
     if name.startswith("vit_") and tuple(architecture["image_size"]) != published(name)[1].image_size:
         raise MedvitError(f"torchvision's {name} takes its published image size only; try timm's, or this library's.")
     if checkpoint is None:
-        return torchvision.models.get_model(name, weights=None, num_classes=classes), []
+        return _create(torchvision.models.get_model, architecture, num_classes=classes), []
 
     state = {key: torch.as_tensor(value) for key, value in checkpoint.state.items()}
     model = torchvision.models.get_model(name, weights=None)
     head = f"{head_name(model)}.weight"
     in_file = len(state[head]) if head in state else 0
-    model = torchvision.models.get_model(name, weights=None, num_classes=in_file)
+    model = _create(torchvision.models.get_model, architecture, num_classes=in_file)
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
@@ -148,7 +156,28 @@ def _build_torchvision(architecture: dict[str, Any], checkpoint: Checkpoint | No
     return model, ["head new, not pretrained"]
 
 
+def _create(make: Callable[..., nn.Module], architecture: dict[str, Any], **arguments) -> nn.Module:
+    """A model of timm or torchvision with the architecture's options, which only its constructor can judge."""
+    name, options = architecture["name"], architecture["options"]
+    for key in options.keys() & SET_BY_BUILD:
+        raise MedvitError(f"{key!r} is no option: weights, image_size, in_channels and num_classes say all of that.")
+    try:
+        return make(name, **arguments, **options)
+    except TypeError as error:
+        if not options:
+            raise
+        known = inspect.signature(type(make(name))).parameters.keys()
+        for key in options.keys() - known:
+            raise _unknown(name, key, known) from error
+        raise MedvitError(f"{name} cannot be built with the options {options}: {error}.") from error
+
+
 BUILDERS = {"medvitlib": _build_own, "timm": _build_timm, "torchvision": _build_torchvision}
+
+
+def _unknown(name: str, key: str, known: Iterable[str]) -> MedvitError:
+    nearest = difflib.get_close_matches(key, known, n=3)
+    return MedvitError(f"{name} has no option {key!r}. Nearest: {', '.join(nearest or sorted(known))}.")
 
 
 def _no_pool(architecture: dict[str, Any]) -> None:

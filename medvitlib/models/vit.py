@@ -115,7 +115,7 @@ class VisionTransformer(nn.Module):
             or "token_mean", both side by side (the head is then 2 x `dim` wide).
 
     Raises:
-        MedvitError: the image size, heads or pool cannot be.
+        MedvitError: the image size, heads, pool or a probability cannot be.
     """
 
     def __init__(
@@ -138,6 +138,9 @@ class VisionTransformer(nn.Module):
             raise MedvitError(f"dim {dim} cannot be shared by {heads} heads: choose a divisor of {dim}.")
         if pool not in POOLS:
             raise MedvitError(f"pool {pool!r} is unknown: choose one of {', '.join(POOLS)}.")
+        for what, rate in (("dropout", dropout), ("drop_path", drop_path)):
+            if not 0 <= rate < 1:
+                raise MedvitError(f"{what} is a probability from 0 to below 1; {rate} was given.")
         self.pool = pool
         size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
         self.patch_embed = PatchEmbed(size, patch_size, in_channels, dim)

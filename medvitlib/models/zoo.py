@@ -1,5 +1,6 @@
 """Models by name: this library's Vision Transformers, timm's and torchvision's behind one call."""
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -24,6 +25,7 @@ def build(
     in_channels: int = 3,
     seed: int = 0,
     quiet: bool = False,
+    **options,
 ) -> nn.Module:
     """Build a classifier, pretrained unless asked otherwise, and print one line on where its weights came from.
 
@@ -37,9 +39,11 @@ def build(
         pool: "token", "mean" or "token_mean", for this library's models only; None for "token".
         in_channels: 3, or 1 for grey images.
         seed: of the parameters that are not loaded; the global generator is left as it was.
+        options: settings of that one model: `dropout`, `drop_path` for this library's, and what timm's
+            (`drop_rate`, `drop_path_rate`) or torchvision's (`dropout`) constructor takes. Numbers, words, lists.
 
     Raises:
-        MedvitError: unknown name, naming the nearest known ones, or settings that this model cannot have.
+        MedvitError: unknown name or option, naming the nearest known ones, or settings that this model cannot have.
         WeightsError: no weights found, or they do not fit; never replaced by random ones.
     """
     library = library_of(name)
@@ -56,6 +60,7 @@ def build(
         "image_size": size,
         "pool": pool,
         "in_channels": in_channels,
+        "options": _plain(options),
     }
     if weights is None:
         return build_from(architecture, seed=seed)
@@ -74,11 +79,12 @@ def build_from(architecture: dict[str, Any], *, seed: int = 0) -> nn.Module:
 
     Its `.preprocessing` is the published one of that name; what was saved with the weights takes precedence.
     """
+    architecture = {"options": {}, **architecture}  # older files have none
     with _seeded(seed):
         model, _ = BUILDERS[architecture["library"]](architecture, None)
     preprocessing = of_channels(published(architecture["name"])[1], architecture["in_channels"])
     model.preprocessing = replace(preprocessing, image_size=architecture["image_size"])
-    model.architecture, model.weights_info = dict(architecture), None
+    model.architecture, model.weights_info = architecture, None
     return model
 
 
@@ -101,6 +107,16 @@ def replace_head(model: nn.Module, new: nn.Module) -> None:
     if isinstance(new, nn.Linear) and hasattr(model, "architecture"):
         model.architecture["num_classes"] = new.out_features
     put_head(model, new)
+
+
+def _plain(options: dict[str, Any]) -> dict[str, Any]:
+    """As they come back from model.json: what is built now is built again from there."""
+    try:
+        return json.loads(json.dumps(options))
+    except TypeError as error:
+        raise MedvitError(
+            f"options are kept as JSON: numbers, words, lists and None; {options} was given ({error})."
+        ) from None
 
 
 @contextmanager

@@ -171,6 +171,8 @@ def test_position_is_resized_by_grids_not_by_counts():
         ({"image_size": (224, 7)}, "224 x 7"),
         ({"heads": 5}, "5 heads"),
         ({"pool": "max"}, "token, mean, token_mean"),
+        ({"dropout": 1.0}, "dropout is a probability from 0 to below 1; 1.0"),
+        ({"drop_path": -0.1}, "drop_path is a probability"),
     ],
 )
 def test_impossible_settings_are_answered_with_what_is_possible(settings_, message):

@@ -84,6 +84,63 @@ def test_settings_that_a_model_cannot_have_are_refused(name, options, message):
         build(name, 2, weights=None, **options)
 
 
+# model, options, and where they can be seen: a module's path and attribute
+OPTIONS = [
+    ("vit_tiny_test", {"dropout": 0.2, "drop_path": 0.4}, {"pos_drop.p": 0.2, "blocks.1.drop_path.drop_prob": 0.4}),
+    ("vit_scratch", {"patch_size": 32, "dropout": 0.0}, {"patch_embed.patch_size": 32, "pos_drop.p": 0.0}),
+    ("test_vit", {"drop_rate": 0.2, "drop_path_rate": 0.3}, {"head_drop.p": 0.2, "blocks.5.drop_path1.drop_prob": 0.3}),
+    ("resnet18", {"drop_rate": 0.25}, {"drop_rate": 0.25}),
+    ("mnasnet0_5", {"dropout": 0.35}, {"classifier.0.p": 0.35}),
+]
+
+
+@pytest.mark.parametrize(("name", "options", "seen"), OPTIONS, ids=[name for name, *_ in OPTIONS])
+def test_options_reach_the_model_and_the_one_rebuilt_from_its_file(name, options, seen):
+    model = build(name, 2, weights=None, **options)
+    assert model.architecture["options"] == options
+    for one in (model, build_from(json.loads(json.dumps(model.architecture)))):
+        for path, value in seen.items():
+            module, _, attribute = path.rpartition(".")
+            assert getattr(one.get_submodule(module), attribute) == pytest.approx(value)
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_test", "test_vit", "shufflenet_v2_x0_5"])
+def test_an_architecture_written_before_there_were_options_is_built(name):
+    architecture = build(name, 3, weights=None).architecture
+    assert architecture.pop("options") == {}
+    assert build_from(architecture).architecture == architecture | {"options": {}}
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "message"),
+    [
+        ("vit_tiny_test", {"dropuot": 0.1}, "vit_tiny_test has no option 'dropuot'. Nearest: dropout"),
+        ("vit_b16", {"depth": 6}, "vit_b16 has no option 'depth'. Nearest: drop_path, dropout"),
+        ("vit_scratch", {"head": 6}, "vit_scratch has no option 'head'. Nearest: heads"),
+        ("test_vit", {"drop_path": 0.1}, "test_vit has no option 'drop_path'. Nearest: drop_path_rate"),
+        ("shufflenet_v2_x0_5", {"stage_repeats": [1]}, "Nearest: stages_repeats"),
+        ("test_vit", {"drop_rate": "much"}, "test_vit cannot be built with the options {'drop_rate': 'much'}"),
+        ("test_vit", {"checkpoint_path": "/etc/passwd"}, "'checkpoint_path' is no option"),
+        ("test_vit", {"img_size": 32}, "'img_size' is no option: weights, image_size"),
+        ("vit_tiny_test", {"dropout": torch.zeros(1)}, "options are kept as JSON"),
+    ],
+)
+def test_unknown_options_are_answered_with_the_nearest(name, option, message):
+    with pytest.raises(MedvitError, match=message):
+        build(name, 2, weights=None, **option)
+
+
+def test_options_and_weights_go_together(tmp_path):
+    for name, options in (("vit_tiny_test", {"dropout": 0.5}), ("test_vit", {"drop_rate": 0.5})):
+        donor = build(name, 3, weights=None, seed=4).eval()
+        save_file(donor.state_dict(), tmp_path / "donor.safetensors")
+        model = build(name, 3, weights=tmp_path / "donor.safetensors", quiet=True, **options).eval()
+        x = torch.randn(2, 3, *donor.preprocessing.image_size)
+        with torch.no_grad():
+            assert torch.equal(model(x), donor(x))
+            assert not torch.equal(model.train()(x), donor.train()(x))
+
+
 def test_sizes_channels_and_pools_reach_the_model():
     model = build("vit_tiny_test", 4, weights=None, image_size=(48, 64), in_channels=1, pool="token_mean")
     assert model(torch.zeros(1, 1, 48, 64)).shape == (1, 4)

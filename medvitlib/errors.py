@@ -17,5 +17,9 @@ class WeightsError(MedvitError, ValueError):
     """Weights that are absent, damaged, or made for another architecture."""
 
 
+class TrainingError(MedvitError, RuntimeError):
+    """A training that cannot start, go on, or be taken up again."""
+
+
 class EvaluationError(MedvitError, ValueError):
     """Labels, probabilities or an operating point that cannot be evaluated as asked."""

@@ -46,6 +46,11 @@ def track(
     show("")  # an interruption leaves the last line standing, which is where it stopped
 
 
+def with_time(line: str, timing: str) -> str:
+    """A line of output with how long something took; without, where outputs are to be the same every time."""
+    return line if os.environ.get("MEDVIT_PROGRESS") else f"{line} ({timing})"
+
+
 def megabytes(process: subprocess.Popen, folder: Path, pattern: str) -> Iterator[int]:
     """Wait for a process; yield each megabyte that the largest file of this name in `folder` grows by, for `track`."""
     seen = 0

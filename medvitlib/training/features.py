@@ -27,7 +27,10 @@ def default_device() -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
-def _hardware(device, precision) -> tuple[torch.device, torch.dtype | None]:
+def hardware(
+    device: str | torch.device | None, precision: torch.dtype | str | None
+) -> tuple[torch.device, torch.dtype | None]:
+    """Where to compute, and the reduced precision to do it in: None for the best device, "auto" for what pays there."""
     device = default_device() if device is None else torch.device(device)
     return device, autocast_dtype(device) if precision == "auto" else precision
 
@@ -60,7 +63,7 @@ def forward(
     Returns:
         (N, D) float32, the model's outputs.
     """
-    device, dtype = _hardware(device, precision)
+    device, dtype = hardware(device, precision)
     return np.concatenate([out for _, out in _outputs(model, dataset, batch_size, device, dtype, description)])
 
 
@@ -86,7 +89,7 @@ def extract_features(
     """
     if isinstance(dataset, Augmented):
         raise DataError(f"features of {dataset!r}: they are kept by image, not by draw. Pass the data set as it is.")
-    device, dtype = _hardware(device, precision)
+    device, dtype = hardware(device, precision)
     head = head_of(model)
     replace_head(model, nn.Identity())
     try:

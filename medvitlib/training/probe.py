@@ -12,11 +12,11 @@ import torch
 from torch import nn
 
 from medvitlib.data import Split
-from medvitlib.errors import DataError, MedvitError
+from medvitlib.errors import MedvitError
 from medvitlib.models.zoo import head_of, replace_head
 from medvitlib.progress import track
 from medvitlib.training.features import extract_features
-from medvitlib.training.run import Run, start_run
+from medvitlib.training.run import Run, need_every_class, start_run
 
 STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # C, the inverse of the penalty, on standardised features
 
@@ -57,11 +57,7 @@ def fit_probe(
             "Take another one, such as vit_small_patch14_dinov2 or resnet50."
         )
     classes = parts.train.classes
-    for part_name, part in (("training", parts.train), ("validation", parts.val)):
-        if absent := [c for i, c in enumerate(classes) if not (part.labels == i).any()]:
-            raise DataError(
-                f"The {part_name} part has no image of {absent}; every class is needed: use a larger share."
-            )
+    need_every_class(parts)
     settings = {"method": "probe", "strengths": list(strengths), "compared": compared, **(settings or {})}
     with start_run(name, model, parts, settings) as run:
         hardware = {"batch_size": batch_size, "device": device, "precision": precision}

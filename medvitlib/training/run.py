@@ -2,15 +2,16 @@
 
     runs/<name>/
       config.json            every setting, versions, the data's fingerprint, where the weights came from
-      metrics.csv            one row a step of the choice, flushed as it happens
+      metrics.csv            one row an epoch (or a setting that was tried), flushed as it happens
       model.safetensors      the parameters
       model.json             architecture, classes, preprocessing; after `evaluate`, temperature and threshold too
       validation.csv         what the thresholds and the temperature are chosen on
       quarantine.csv         files that were left out, and why
       report.json, predictions.csv, plots/    written by `evaluate`
 
-While it is being made the folder is called `<name>.unfinished`; it takes its name when it is complete, so an
-interrupted run never replaces a finished one. Only one process at a time makes a run of a name.
+While it is being made the folder is called `<name>.unfinished`, and in `last/` holds what a training needs to go on;
+it takes its name when it is complete, so an interrupted run never replaces a finished one. Only one process at a time
+makes a run of a name.
 """
 
 import csv
@@ -30,10 +31,12 @@ from filelock import FileLock, Timeout
 from torch import nn
 
 from medvitlib.data import Dataset, Preprocessing, Split
-from medvitlib.errors import DataError, MedvitError
+from medvitlib.errors import DataError, MedvitError, TrainingError
 from medvitlib.models.zoo import build_from
 from medvitlib.paths import runs_dir
 
+STATE, BEST = "last/state.pt", "last/best.safetensors"
+"""What a training goes on with, in the folder of a run in the making (see `checkpoint`)."""
 WORKING = (".unfinished", ".old")
 """Endings of the folders that a run in the making uses; no run may be called so."""
 
@@ -73,12 +76,14 @@ class Run:
 class UnfinishedRun:
     """The folder of a run in the making; `finish` completes and names it."""
 
-    def __init__(self, folder: Path, dataset: Dataset):
+    def __init__(self, folder: Path, dataset: Dataset, resume: bool = False):
         self.target = folder
-        self.folder = folder.with_name(folder.name + ".unfinished")
+        self.folder = _unfinished(folder)
         self.dataset = dataset
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self.folder.mkdir(parents=True)
+        self.resumed = resume and (self.folder / STATE).is_file()
+        if not self.resumed:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            self.folder.mkdir(parents=True)
 
     def log(self, row: dict) -> None:
         """Append one row to metrics.csv; its columns are those of the first."""
@@ -89,6 +94,14 @@ class UnfinishedRun:
             if new:
                 writer.writeheader()
             writer.writerow(row)
+
+    def forget_after(self, epoch: int) -> None:
+        """Drop the rows of metrics.csv whose epochs will be done again; `epoch` of them are kept."""
+        path = self.folder / "metrics.csv"
+        if path.exists():
+            part = path.with_name(path.name + ".part")
+            part.write_text("".join(path.read_text().splitlines(keepends=True)[: 1 + epoch]))
+            os.replace(part, path)
 
     def finish(self, model: nn.Module, val: Dataset, logits: np.ndarray, *, candidates: int, chosen: dict) -> Run:
         """Write the model and the validation predictions, then give the folder its name."""
@@ -115,6 +128,7 @@ class UnfinishedRun:
             table[f"logit_{name}"] = logits[:, index]
         table.to_csv(self.folder / "validation.csv", index=False)
 
+        shutil.rmtree(self.folder / "last", ignore_errors=True)  # a finished training has nothing to go on with
         old = self.target.with_name(self.target.name + ".old")
         shutil.rmtree(old, ignore_errors=True)
         if self.target.exists():
@@ -124,9 +138,35 @@ class UnfinishedRun:
         return load_run(self.target)
 
 
+def need_every_class(parts: Split) -> None:
+    """DataError unless every class is in the training and in the validation part."""
+    for part_name, part in (("training", parts.train), ("validation", parts.val)):
+        if absent := [c for i, c in enumerate(parts.train.classes) if not (part.labels == i).any()]:
+            raise DataError(
+                f"The {part_name} part has no image of {absent}; every class is needed: use a larger share."
+            )
+
+
+def finished_run(name: str, model: nn.Module, parts: Split, settings: dict) -> Run | None:
+    """The complete run of this name, if it had these very settings and none of this name is in the making."""
+    folder = runs_dir() / name
+    if _unfinished(folder).exists() or not (folder / "config.json").is_file():
+        return None
+    wanted = _config(name, model, parts, settings)
+    return None if _differences(folder, wanted) else load_run(folder)
+
+
 @contextmanager
-def start_run(name: str, model: nn.Module, parts: Split, settings: dict) -> Iterator[UnfinishedRun]:
-    """Make the folder of a new run and write down everything known before it starts; inside, no one else makes it."""
+def start_run(
+    name: str, model: nn.Module, parts: Split, settings: dict, resume: bool = False
+) -> Iterator[UnfinishedRun]:
+    """Make the folder of a new run and write down everything known before it starts; inside, no one else makes it.
+
+    With `resume`, the folder of an interrupted run is taken over as it is.
+
+    Raises:
+        TrainingError: the interrupted run had other settings.
+    """
     if not name or Path(name).name != name or name.startswith(".") or name.endswith(WORKING):
         raise MedvitError(
             f"A run's name is one folder name, without '/', that neither starts with a dot nor ends in "
@@ -152,32 +192,64 @@ def start_run(name: str, model: nn.Module, parts: Split, settings: dict) -> Iter
             "that can be written."
         ) from error
     with lock:
-        run = UnfinishedRun(folder, parts.train)
-        _write_settings(run, name, model, parts, settings)
+        run = UnfinishedRun(folder, parts.train, resume)
+        config = _config(name, model, parts, settings)
+        if not run.resumed:
+            _write_settings(run.folder, parts, config)
+        elif different := _differences(run.folder, config):
+            raise TrainingError(
+                f"{run.folder} was interrupted with other settings: {'; '.join(different)}. Give the same ones, "
+                "or train anew with resume=False."
+            )
         yield run
 
 
-def _write_settings(run: UnfinishedRun, name: str, model: nn.Module, parts: Split, settings: dict) -> None:
-    quarantine = {(q.path, q.reason) for part in (parts.train, parts.val, parts.test) for q in part.quarantine}
-    pd.DataFrame(sorted(quarantine), columns=["path", "reason"]).to_csv(run.folder / "quarantine.csv", index=False)
+def _unfinished(folder: Path) -> Path:
+    return folder.with_name(folder.name + ".unfinished")
+
+
+def _config(name: str, model: nn.Module, parts: Split, settings: dict) -> dict:
     weights = getattr(model, "weights_info", None)
-    packages = ("medvitlib", "torch", "torchvision", "timm", "scikit-learn", "numpy", "opencv-python")
-    write_json(
-        run.folder / "config.json",
-        {
-            "name": name,
-            **settings,
-            "data": {
-                "name": parts.train.name,
-                "parts": {k: getattr(parts, k).fingerprint for k in ("train", "val", "test")},
-                "table": json.loads(parts.table().to_json(orient="split")),
-                "notes": parts.notes,
-            },
-            "architecture": model.architecture,
-            "weights": asdict(weights) if weights is not None else "random initialisation",
-            "versions": {"python": platform.python_version(), **{p: _version(p) for p in packages}},
+    packages = ("medvitlib", "torch", "torchvision", "timm", "accelerate", "scikit-learn", "numpy", "opencv-python")
+    return {
+        "name": name,
+        **settings,
+        "data": {
+            "name": parts.train.name,
+            "parts": {k: getattr(parts, k).fingerprint for k in ("train", "val", "test")},
+            "table": json.loads(parts.table().to_json(orient="split")),
+            "notes": parts.notes,
         },
-    )
+        "architecture": model.architecture,
+        "weights": asdict(weights) if weights is not None else "random initialisation",
+        "versions": {"python": platform.python_version(), **{p: _version(p) for p in packages}},
+    }
+
+
+def _write_settings(folder: Path, parts: Split, config: dict) -> None:
+    quarantine = {(q.path, q.reason) for part in (parts.train, parts.val, parts.test) for q in part.quarantine}
+    pd.DataFrame(sorted(quarantine), columns=["path", "reason"]).to_csv(folder / "quarantine.csv", index=False)
+    write_json(folder / "config.json", config)
+
+
+def _differences(folder: Path, config: dict) -> list[str]:
+    """What stands otherwise in a folder's config.json, in words; versions are not settings."""
+    try:
+        before = _flat(json.loads((folder / "config.json").read_text()))
+    except (OSError, ValueError) as error:
+        return [f"its config.json cannot be read ({error})"]
+    now = _flat(json.loads(json.dumps(config, default=str)))
+    keys = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    keys = [key for key in keys if not key.startswith(("versions.", "weights."))]
+    return [f"{key} was {before.get(key)}, is {now.get(key)}" for key in keys]
+
+
+def _flat(settings: dict, prefix: str = "") -> dict:
+    """Nested dictionaries as one, keys joined by dots."""
+    flat = {}
+    for key, value in settings.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
 
 
 def load_run(folder: str | Path) -> Run:

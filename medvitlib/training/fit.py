@@ -1,0 +1,133 @@
+"""Train a model, and lose nothing: what a notebook calls."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
+from torch import nn
+
+from medvitlib.data import Split
+from medvitlib.errors import MedvitError, TrainingError
+from medvitlib.training.checkpoint import Stop, check_space, load_best
+from medvitlib.training.config import TrainConfig
+from medvitlib.training.features import fingerprint, hardware
+from medvitlib.training.loop import Loop
+from medvitlib.training.run import Run, UnfinishedRun, finished_run, need_every_class, start_run
+
+
+def fit(
+    model: nn.Module,
+    parts: Split,
+    config: TrainConfig | None = None,
+    *,
+    name: str,
+    resume: bool = False,
+    compared: int = 1,
+    device: str | torch.device | None = None,
+    precision: torch.dtype | str | None = "auto",
+    settings: dict | None = None,
+    quiet: bool = False,
+) -> Run:
+    """Train a model on `parts.train`, keep the epoch that is best on `parts.val`; the test part is not touched.
+
+    Each update draws its randomness from (seed, epoch, update) alone, so a training that was stopped, by Ctrl-C,
+    SIGTERM or kill -9, and is taken up again on the same machine with as many threads ends with the same weights, bit
+    by bit.
+
+    Args:
+        model: from `build`; trained in place. What does not require a gradient stays frozen.
+        config: every setting; `TrainConfig()` if None.
+        name: of the run folder, under `runs_dir()`; an earlier run of this name is replaced once this one is complete.
+        resume: go on with an interrupted training of this name, which must have had the same settings, data and
+            initial weights; if there is none, start; if it is complete already, return it.
+        compared: how many settings, this one included, were tried on this validation part; times the epochs that were
+            compared, it is what a certificate corrects for.
+        device: None takes the best there is.
+        precision: "auto" takes reduced precision where the hardware gains from it (see `medvitlib.precision`); None
+            means float32. On float16, gradients are scaled.
+        settings: whatever else `config.json` should remember.
+        quiet: no line an epoch.
+
+    Raises:
+        DataError: a class is absent from the training or the validation part, or nobody said which is positive.
+        TrainingError: settings that cannot be, a loss that is not finite (see nonfinite.json in the run's folder), a
+            disk that is full, or a state that does not belong to these settings.
+        KeyboardInterrupt: after Ctrl-C, once the state is on disk.
+    """
+    config = config or TrainConfig()
+    if compared < 1:
+        raise MedvitError(f"compared={compared}: expected 1 or more, the model that is being trained included.")
+    need_every_class(parts)
+    device, dtype = hardware(device, precision)
+    settings = {
+        "method": "fit",
+        "train": {key: value for key, value in asdict(config).items() if key != "trackers"},
+        "compared": compared,
+        "device": device.type,
+        "precision": str(dtype).removeprefix("torch.") if dtype else "float32",
+        "initial_weights": fingerprint(model),
+        **(settings or {}),
+    }
+    if resume and (run := finished_run(name, model, parts, settings)):
+        return run
+    with (
+        torch.random.fork_rng(devices=[]),
+        _determinism(config.deterministic),
+        start_run(name, model, parts, settings, resume=resume) as run,
+        Stop() as stop,
+    ):
+        check_space(run.folder, model, config.ema > 0)
+        accelerator = _accelerator(device, dtype, config, run)
+        position, logits = Loop(model, parts, config, run, accelerator, dtype, stop, quiet).run()
+        load_best(run.folder, model)
+        chosen = {"epoch": position.best_epoch + 1, config.metric: position.best}
+        return run.finish(model, parts.val, logits.numpy(), candidates=compared * position.epoch, chosen=chosen)
+
+
+def _accelerator(
+    device: torch.device, dtype: torch.dtype | None, config: TrainConfig, run: UnfinishedRun
+) -> Accelerator:
+    """accelerate's view of this device and precision; experiment trackers only where the user has set them up."""
+    AcceleratorState._reset_state(reset_partial_state=True)  # one process may train several times, each in its own way
+    GradientState._reset_state()
+    trackers = list(config.trackers)
+    if os.environ.get("MLFLOW_TRACKING_URI") and "mlflow" not in trackers:
+        trackers.append("mlflow")
+    precision = {None: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype]
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
+    try:
+        accelerator = Accelerator(
+            mixed_precision=precision, cpu=device.type == "cpu", log_with=trackers or None, project_dir=run.folder
+        )
+        if trackers:
+            flat = {k: v if isinstance(v, int | float | str | bool) else str(v) for k, v in asdict(config).items()}
+            accelerator.init_trackers("medvitlib", config=flat)
+    except (ValueError, ImportError) as error:
+        raise TrainingError(f"device {device}, precision {precision}, trackers {trackers}: {error}") from error
+    if dtype == torch.float16 and accelerator.scaler is None:
+        raise TrainingError(f"float16 on {device.type} would lose small gradients: use precision='auto' or None.")
+    if accelerator.num_processes > 1:
+        raise TrainingError("fit trains in one process; it was started in several.")
+    return accelerator
+
+
+@contextmanager
+def _determinism(wanted: bool) -> Iterator[None]:
+    """Refuse operations that do not give the same result twice, for the time of a training."""
+    if not wanted:
+        yield
+        return
+    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS demands it, before its first product
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        torch.backends.cudnn.benchmark = before[1]

@@ -1,0 +1,340 @@
+"""The loop of a training: epochs of updates, a look at the validation part after each, the state saved after that."""
+
+import hashlib
+import math
+import time
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from timm.utils import ModelEmaV3
+from torch import nn
+
+from medvitlib.data import Augmented, Dataset, Split, augmented, mix, normalise
+from medvitlib.errors import TrainingError
+from medvitlib.evaluation.inputs import check
+from medvitlib.evaluation.metrics import class_counts, score_metrics, threshold_metrics
+from medvitlib.evaluation.scoring import decide
+from medvitlib.models.zoo import head_of
+from medvitlib.progress import track, with_time
+from medvitlib.training.checkpoint import (
+    Position,
+    Stop,
+    ignore_interrupts,
+    load_state,
+    save_best,
+    save_state,
+)
+from medvitlib.training.config import METRICS, TrainConfig
+from medvitlib.training.features import forward
+from medvitlib.training.losses import balancing_weights, loss_sums, weight_of
+from medvitlib.training.optim import make_optimizer, rate_at
+from medvitlib.training.run import UnfinishedRun, write_json
+
+
+class Loop:
+    """One training: what it works with, and the loop over it."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        parts: Split,
+        config: TrainConfig,
+        folder: UnfinishedRun,
+        accelerator: Accelerator,
+        dtype: torch.dtype | None,
+        stop: Stop,
+        quiet: bool,
+    ):
+        self.config, self.parts, self.folder, self.stop, self.quiet = config, parts, folder, stop, quiet
+        self.accelerator, self.device, self.dtype = accelerator, accelerator.device, dtype
+        # a ViT's one convolution cuts patches and gains nothing from another layout
+        convolutional = sum(isinstance(module, nn.Conv2d) for module in model.modules()) > 1
+        self.layout = torch.channels_last if convolutional else torch.contiguous_format
+        self.model = model.to(self.device, memory_format=self.layout)
+        self.trainable = [p for p in model.parameters() if p.requires_grad]
+        if not self.trainable:
+            raise TrainingError("No parameter of this model requires a gradient: there is nothing to train.")
+        self.ema = ModelEmaV3(model, decay=config.ema, use_warmup=True) if config.ema else None
+        if config.compile:
+            model.compile()
+        self.train = parts.train if config.recipe == "none" else augmented(parts.train, config.recipe, config.seed)
+        self.bounds = _bounds(len(self.train), config.batch_size)
+        self.labels = torch.from_numpy(np.asarray(parts.train.labels))
+        balance = balancing_weights(self.labels, len(parts.train.classes))
+        self.class_weights = balance.to(self.device) if config.balance == "weights" else None
+        self.image_weights = balance[self.labels].double() if config.balance == "sampling" else None
+        self.epochs = config.head_epochs + config.epochs
+        self.position, self.logits = Position(accumulate=config.accumulate), None
+        self.optimizer = None
+
+    def run(self) -> tuple[Position, torch.Tensor]:
+        """Every epoch that is left; returns where it ended and the validation logits (N, K) of the best epoch."""
+        if self.folder.resumed:
+            self._load()
+        else:
+            self._enter_phase()
+        try:
+            while self.position.epoch < self.epochs and not self._out_of_patience():
+                self._train_epoch()
+                self._end_epoch(self._validate())
+                if self.stop.signal is not None:
+                    self.stop.leave(f"Stopped after epoch {self.position.epoch}. {_GO_ON}")
+        finally:
+            for parameter in self.trainable:
+                parameter.requires_grad_(True)
+            if self.config.compile:
+                self.model._compiled_call_impl = None
+            self.accelerator.end_training()
+        return self.position, self.logits
+
+    @property
+    def head_only(self) -> bool:
+        """Whether this epoch trains the head over a frozen backbone."""
+        return self.position.epoch < self.config.head_epochs
+
+    def _enter_phase(self) -> None:
+        """A fresh optimizer, for the head or for everything."""
+        head = set(head_of(self.model).parameters()) if self.head_only else set()
+        for parameter in self.trainable:
+            parameter.requires_grad_(not self.head_only or parameter in head)
+        self.optimizer = self.accelerator.prepare_optimizer(make_optimizer(self.model, self.config, self.head_only))
+
+    def _train_epoch(self) -> None:
+        """The updates that are left of this epoch."""
+        position, start = self.position, time.perf_counter()
+        self.model.train()
+        if self.head_only:  # features as they will be in use: no dropout, batch statistics untouched
+            self.model.eval()
+            head_of(self.model).train()
+        order = self._order()
+        loader = self._loader(order)
+        left = len(order) - self.bounds[position.step][0] if position.step < len(self.bounds) else 0
+        description = f"Epoch {position.epoch + 1}/{self.epochs}"
+        for images, labels in track(loader, description, total=left, step=self.config.batch_size):
+            first, last = self.bounds[position.step]
+            loss = self._update(images, labels, self.parts.train.ids[order[first:last]])
+            position.loss += loss * (last - first)
+            position.weight += last - first
+            position.step += 1
+            now = time.perf_counter()
+            position.seconds, start = position.seconds + now - start, now
+            if self.stop.signal is not None:
+                self._save()
+                self.stop.leave(f"Stopped in epoch {position.epoch + 1}, after update {position.step}. {_GO_ON}")
+
+    def _order(self) -> np.ndarray:
+        """Rows of the training part in the order of this epoch, some of them repeatedly where sampling is balanced."""
+        generator = torch.Generator().manual_seed(_seed(self.config.seed, "order", self.position.epoch))
+        if self.image_weights is None:
+            return torch.randperm(len(self.train), generator=generator).numpy()
+        return torch.multinomial(self.image_weights, len(self.train), True, generator=generator).numpy()
+
+    def _loader(self, order: np.ndarray) -> torch.utils.data.DataLoader:
+        """Batches of this epoch from the current step on: uint8 (B, C, H, W), int64 (B,)."""
+        if isinstance(self.train, Augmented):
+            self.train.set_epoch(self.position.epoch)
+        return torch.utils.data.DataLoader(
+            self.train.subset(order),
+            batch_sampler=[list(range(*bounds)) for bounds in self.bounds[self.position.step :]],
+            num_workers=self.config.workers,
+            worker_init_fn=ignore_interrupts,
+            generator=torch.Generator(),  # else each pass draws from PyTorch's own
+            pin_memory=self.device.type == "cuda",
+        )
+
+    def _update(self, images: torch.Tensor, labels: torch.Tensor, ids: np.ndarray) -> float:
+        """One update; in smaller parts, the same update, if the device runs out of memory. Returns the loss."""
+        position, config = self.position, self.config
+        rate = 1.0 if self.head_only else self._rate()
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["base_lr"] * rate
+        loss = None
+        while loss is None:
+            try:
+                torch.manual_seed(_seed(config.seed, position.epoch, position.step))
+                loss = self._gradients(images, labels)
+            except RuntimeError as error:
+                self._in_smaller_parts(len(images), error)
+        self.accelerator.unscale_gradients(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.trainable, config.clip_norm or math.inf).item()
+        # with scaled gradients an infinite norm is in order: the scaler skips the update and halves its factor
+        if not math.isfinite(loss) or not (math.isfinite(norm) or self.accelerator.scaler):
+            self._not_finite(loss, norm, ids)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if self.ema:
+            self.ema.update(self.model, step=position.epoch * len(self.bounds) + position.step + 1)
+        return loss
+
+    def _rate(self) -> float:
+        step = (self.position.epoch - self.config.head_epochs) * len(self.bounds) + self.position.step
+        return rate_at(step, len(self.bounds), self.config)
+
+    def _gradients(self, images: torch.Tensor, labels: torch.Tensor) -> float:
+        """Forward and backward, part by part; returns the mean loss of the batch."""
+        config, classes = self.config, len(self.parts.train.classes)
+        x = normalise(images.to(self.device, non_blocking=True), self.model.preprocessing)  # (B, C, H, W)
+        labels = labels.to(self.device)
+        if config.mixup or config.cutmix:
+            x, target = mix(x, labels, num_classes=classes, mixup=config.mixup, cutmix=config.cutmix)
+        else:
+            target = F.one_hot(labels, classes).float()  # (B, K)
+        whole = weight_of(target, self.class_weights).sum()
+        total = torch.zeros((), device=self.device)
+        parts = self.position.accumulate
+        for part, share in zip(x.tensor_split(parts), target.tensor_split(parts), strict=True):
+            if not len(part):
+                continue
+            with self.accelerator.autocast():
+                logits = self.model(part.contiguous(memory_format=self.layout))
+            losses = loss_sums(
+                logits,
+                share,
+                class_weights=self.class_weights,
+                label_smoothing=config.label_smoothing,
+                focal_gamma=config.focal_gamma if config.loss == "focal" else 0.0,
+            )
+            loss = losses.sum() / whole
+            self.accelerator.backward(loss)
+            total += loss.detach()
+        return total.item()
+
+    def _in_smaller_parts(self, images: int, error: RuntimeError) -> None:
+        """Twice as many parts a batch from here on; raises the error again if it is another one, or nothing is left."""
+        from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+
+        if not should_reduce_batch_size(error):
+            raise error
+        before = -(-images // self.position.accumulate)
+        if before <= 1:
+            raise TrainingError(
+                "The device runs out of memory with one image at a time. Take smaller images or a smaller model."
+            ) from error
+        error.__traceback__ = None  # its frames hold what did not fit
+        self.position.accumulate *= 2
+        self.optimizer.zero_grad()
+        clear_device_cache(garbage_collection=True)
+        print(
+            f"Out of memory with {before} images at a time: from here on {-(-images // self.position.accumulate)}; "
+            f"an update still sees {images}."
+        )
+
+    def _not_finite(self, loss: float, norm: float, ids: np.ndarray) -> None:
+        """Write down what a search for the cause needs, and stop."""
+        position = self.position
+        rate = max(group["lr"] for group in self.optimizer.param_groups)
+        where = {"epoch": position.epoch + 1, "update": position.step + 1, "learning_rate": rate}
+        values = {"loss": str(loss), "gradient_norm": str(norm), "ids": ids.tolist()}
+        write_json(self.folder.folder / "nonfinite.json", where | values)
+        raise TrainingError(
+            f"The loss is {loss}, the gradient's norm {norm}, at update {position.step + 1} of epoch "
+            f"{position.epoch + 1} (learning rate {rate:.2g}). The batch's ids are in "
+            f"{self.folder.folder}/nonfinite.json. Look at these images, lower lr, lengthen warmup_epochs or set "
+            "clip_norm=1."
+        )
+
+    def _validate(self) -> torch.Tensor:
+        """Logits (N, K) of the validation part, from the averaged weights where there are any."""
+        kept = self.ema.module if self.ema else self.model
+        options = {"batch_size": self.config.batch_size, "device": self.device, "precision": self.dtype}
+        try:
+            with self.stop.immediately():
+                return torch.from_numpy(forward(kept, self.parts.val, description="Validating", **options))
+        except (KeyboardInterrupt, SystemExit):
+            self._save()
+            raise
+
+    def _end_epoch(self, logits: torch.Tensor) -> None:
+        """Write the epoch's row, keep its weights if they are the best, and save where the training stands."""
+        position, config = self.position, self.config
+        values = validation_metrics(self.parts.val, logits)
+        value, best = values[config.metric], position.best
+        better = math.isfinite(value) and (math.isnan(best) or METRICS[config.metric](value, best) != best)
+        better = better or position.best_epoch < 0  # something must be kept
+        if better:
+            position.best, position.best_epoch, self.logits = value, position.epoch, logits
+            save_best(self.folder.folder, self.ema.module if self.ema else self.model)
+        speed = position.weight / position.seconds if position.seconds else math.nan
+        row = {
+            "epoch": position.epoch + 1,
+            "phase": "head" if self.head_only else "all",
+            "lr": max(group["lr"] for group in self.optimizer.param_groups),
+            "train_loss": position.loss / position.weight,
+            **values,
+            "images_per_second": round(speed, 1),
+            "seconds": round(position.seconds, 2),
+            "best": int(better),
+        }
+        self.folder.log(row)
+        self.accelerator.log({k: v for k, v in row.items() if k != "phase"}, step=position.epoch + 1)
+        self._report(row, values)
+        was_head = self.head_only
+        position.epoch, position.step = position.epoch + 1, 0
+        position.loss = position.weight = position.seconds = 0.0
+        if was_head and not self.head_only:
+            self._enter_phase()
+        self._save()
+
+    def _report(self, row: dict, values: dict[str, float]) -> None:
+        if self.quiet:
+            return
+        shown = dict.fromkeys(("val_nll", self.config.metric))
+        figures = ", ".join(f"{name.replace('_', ' ')} {values[name]:.3f}" for name in shown)
+        phase = " (head)" if self.head_only else ""
+        best = ", best so far" if row["best"] else ""
+        line = f"epoch {row['epoch']}/{self.epochs}{phase}: train loss {row['train_loss']:.3f}, {figures}{best}"
+        left = (self.epochs - row["epoch"]) * row["seconds"] / 60
+        print(with_time(line, f"{row['images_per_second']:.0f} img/s, about {left:.1f} min left"))
+
+    def _out_of_patience(self) -> bool:
+        since = max(self.position.best_epoch, self.config.head_epochs - 1)
+        return 0 < self.config.patience <= self.position.epoch - 1 - since
+
+    def _parts(self) -> dict:
+        ema = self.ema.module if self.ema else None
+        return {"model": self.model, "ema": ema, "optimizer": self.optimizer, "scaler": self.accelerator.scaler}
+
+    def _save(self) -> None:
+        save_state(self.folder.folder, self.position, self._parts(), self.logits)
+
+    def _load(self) -> None:
+        content = load_state(self.folder.folder)
+        self.position, self.logits = content["position"], content["logits"]
+        self._enter_phase()
+        for name, part in self._parts().items():
+            if part is not None:
+                part.load_state_dict(content[name])
+        self.folder.forget_after(self.position.epoch)
+        if not self.quiet:
+            print(f"Going on in epoch {self.position.epoch + 1}/{self.epochs}, after update {self.position.step}.")
+
+
+_GO_ON = "Everything is saved: fit(..., resume=True) goes on."
+
+
+def validation_metrics(val: Dataset, logits: torch.Tensor) -> dict[str, float]:
+    """Every metric of `METRICS`, from logits (N, K); decided at 0.5, or by the largest probability of several."""
+    data = check(val.labels, logits.double().softmax(1).numpy(), val.classes, val.positive, None)
+    once = np.ones((1, len(data.y)))
+    values = score_metrics(data, once)
+    values |= threshold_metrics(class_counts(data.y, decide(data), len(val.classes), once), data.positive)
+    flat = {name.removesuffix("_macro"): float(value[0]) for name, value in values.items()}
+    return {name: flat[name.removeprefix("val_")] for name in METRICS}
+
+
+def _bounds(n: int, batch_size: int) -> list[tuple[int, int]]:
+    """First and last-plus-one of each batch; a single image left over joins the batch before it.
+
+    Batch normalisation cannot train on one image.
+    """
+    firsts = list(range(0, n, batch_size))
+    if len(firsts) > 1 and n - firsts[-1] == 1:
+        firsts.pop()
+    return list(zip(firsts, [*firsts[1:], n], strict=True))
+
+
+def _seed(*what) -> int:
+    digest = hashlib.blake2b(" ".join(map(str, what)).encode(), digest_size=7).digest()
+    return int.from_bytes(digest, "little")

@@ -161,7 +161,7 @@ def _write_settings(run: UnfinishedRun, name: str, model: nn.Module, parts: Spli
     quarantine = {(q.path, q.reason) for part in (parts.train, parts.val, parts.test) for q in part.quarantine}
     pd.DataFrame(sorted(quarantine), columns=["path", "reason"]).to_csv(run.folder / "quarantine.csv", index=False)
     weights = getattr(model, "weights_info", None)
-    packages = ("medvitlib", "torch", "torchvision", "timm", "scikit-learn", "numpy", "opencv-python")
+    packages = ("medvitlib", "torch", "torchvision", "timm", "accelerate", "scikit-learn", "numpy", "opencv-python")
     write_json(
         run.folder / "config.json",
         {

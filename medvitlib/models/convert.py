@@ -3,7 +3,6 @@
 import json
 import os
 from collections import defaultdict
-from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,14 +11,13 @@ from torch import nn
 
 from medvitlib.errors import WeightsError
 from medvitlib.models.builders import BUILDERS, head_name, library_of, published
-from medvitlib.models.foreign import read_foreign
+from medvitlib.models.foreign import few, read_foreign
 from medvitlib.models.npz import META_KEY, Checkpoint
 from medvitlib.models.vit import CONFIGS
 from medvitlib.models.zoo import build_from
 
 SUFFIX = ".safetensors"
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # buffers of batch norms, not parameters
-SHOWN = 5  # names of a long list
 
 
 @dataclass(frozen=True)
@@ -127,9 +125,9 @@ def _clean(foreign: dict[str, torch.Tensor], path: Path, notes: list[str]) -> di
         if value.numel():
             owners[value.untyped_storage().data_ptr()].append(name)
     if shared := [" = ".join(names) for names in owners.values() if len(names) > 1]:
-        notes.append(f"Shared memory, now copies: {_few(shared)}.")
+        notes.append(f"Shared memory, now copies: {few(shared)}.")
     if broken := [name for name, value in foreign.items() if value.is_floating_point() and not value.isfinite().all()]:
-        notes.append(f"Not finite (nan or infinite) in {_few(broken)}: such a model predicts nothing.")
+        notes.append(f"Not finite (nan or infinite) in {few(broken)}: such a model predicts nothing.")
     return {name: value.clone(memory_format=torch.contiguous_format) for name, value in foreign.items()}
 
 
@@ -164,7 +162,7 @@ def _compare(state: dict[str, torch.Tensor], name: str) -> tuple[int | None, lis
         if key in target and shape != target[key] and not (key == "pos_embed" and shape[-1:] == target[key][-1:])
     ]
     lists = {"missing": target.keys() - given.keys(), "unexpected": given.keys() - target.keys(), "wrong shape": wrong}
-    return classes, [f"{title} ({len(items)}): {_few(sorted(items))}" for title, items in lists.items() if items]
+    return classes, [f"{title} ({len(items)}): {few(sorted(items))}" for title, items in lists.items() if items]
 
 
 def _blank(state: dict[str, torch.Tensor], name: str, classes: int) -> nn.Module:
@@ -189,11 +187,6 @@ def _architecture(state: dict[str, torch.Tensor], name: str, classes: int | None
         "pool": None,
         "in_channels": 1 if grey else 3,
     }
-
-
-def _few(items: Collection[str]) -> str:
-    items = list(items)
-    return "; ".join(items[:SHOWN]) + (f"; and {len(items) - SHOWN} more" if len(items) > SHOWN else "")
 
 
 def _write(state: dict[str, torch.Tensor], path: Path, meta: dict[str, str]) -> None:

@@ -5,7 +5,7 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -93,7 +93,7 @@ def _load(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         names = _unsafe_globals(path, error)
-        what = f"more than tensors ({', '.join(names)})" if names else "more than tensors, or is no file of torch.save"
+        what = f"more than tensors ({few(names)})" if names else "more than tensors, or is no file of torch.save"
         raise WeightsError(
             f"{path} holds {what}: reading it could run any code, so it is refused. Where you trust its source, load "
             "it yourself with torch.load(..., weights_only=False), torch.save the model's state_dict() alone, and "
@@ -132,10 +132,10 @@ def _check_kind(path: Path) -> None:
 
 def _unsafe_globals(path: Path, error: Exception) -> list[str]:
     """What a pickle wants to import, found without importing it."""
-    found = BLOCKED.findall(str(error))
+    found = BLOCKED.findall(str(error))  # the first one met, which of a whole model is its own class
     with contextlib.suppress(Exception):  # it reads zip archives only; the first name is in the error
-        found += torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    return sorted(set(found))
+        found += sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+    return list(dict.fromkeys(found))
 
 
 def _wrapper(content: Any, path: Path, take: str | None) -> str | None:
@@ -191,6 +191,12 @@ def _renamed(state: dict[str, torch.Tensor], notes: list[str]) -> dict[str, torc
         notes.append(f"_orig_mod. removed from {len(compiled)} names.")
         state = {name.replace("_orig_mod.", ""): value for name, value in state.items()}
     return state
+
+
+def few(items: Collection[str], shown: int = 5) -> str:
+    """The first of them, and how many more there are."""
+    items = list(items)
+    return "; ".join(items[:shown]) + (f"; and {len(items) - shown} more" if len(items) > shown else "")
 
 
 def _described(name: Any, value: Any) -> str:

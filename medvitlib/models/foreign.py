@@ -18,6 +18,7 @@ WRAPPERS = ("state_dict", "model", "model_state_dict", "model_state", "net", "ne
 EMA = ("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema")  # averages of the weights over training
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.")  # DDP, torch.compile, Lightning
 COMPANIONS = ("criterion.", "loss.", "loss_fn.", "n_averaged")  # what training keeps beside the network
+DEPTH = 5  # wrappers in wrappers
 PICKLES = b"\x80"  # first byte of torch.save's format before 1.6, and of any plain pickle
 BLOCKED = re.compile(r"(?:Unsupported global: GLOBAL|unsupported GLOBAL|unsupported class) ([\w.<>]+)")
 
@@ -55,6 +56,8 @@ def clean(content: Any, path: Path, take: str | None = None) -> Foreign:
     notes, ema, found = [], False, content
     place: list[str] = []
     while (key := _wrapper(found, path, None if place else take)) is not None:
+        if len(place) == DEPTH:
+            raise WeightsError(f"{path} holds no state dict within {DEPTH} levels ({' / '.join(place)} / ...).")
         beside = {name: value for name, value in found.items() if name != key}
         averages = [name for name in beside if name in EMA and _holds_tensors(beside[name])]
         if averages:
@@ -93,7 +96,7 @@ def _load(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         names = _unsafe_globals(path, error)
-        what = f"more than tensors ({few(names)})" if names else "more than tensors, or is no file of torch.save"
+        what = f"more than tensors ({few(names)})" if names else "more than tensors, or is damaged"
         raise WeightsError(
             f"{path} holds {what}: reading it could run any code, so it is refused. Where you trust its source, load "
             "it yourself with torch.load(..., weights_only=False), torch.save the model's state_dict() alone, and "
@@ -114,8 +117,8 @@ def _check_kind(path: Path) -> None:
         names = zipfile.ZipFile(path).namelist() if start.startswith(b"PK") else None
     except OSError as error:
         raise WeightsError(f"{path} cannot be read ({error.strerror}). Check its permissions.") from None
-    except zipfile.BadZipFile:
-        raise WeightsError(f"{path} is damaged: its end is missing. Fetch or save it again.") from None
+    except Exception:  # BadZipFile where the end is missing; a damaged table of contents can raise more
+        raise WeightsError(f"{path} is damaged: its end is missing or broken. Fetch or save it again.") from None
     if names is None:
         if not start:
             raise WeightsError(f"{path} is empty. Fetch or save it again.")
@@ -168,9 +171,11 @@ def _is_state(value: Any) -> bool:
     return any(isinstance(tensor, torch.Tensor) for tensor in value.values())
 
 
-def _holds_tensors(value: Any) -> bool:
-    """Whether there is a tensor in it at any depth."""
-    return any(map(_holds_tensors, value.values())) if isinstance(value, Mapping) else isinstance(value, torch.Tensor)
+def _holds_tensors(value: Any, depth: int = DEPTH) -> bool:
+    """Whether there is a tensor in it, or in what it holds; a pickle may hold itself."""
+    if not isinstance(value, Mapping) or not depth:
+        return isinstance(value, torch.Tensor)
+    return any(_holds_tensors(item, depth - 1) for item in value.values())
 
 
 def _renamed(state: dict[str, torch.Tensor], notes: list[str]) -> dict[str, torch.Tensor]:
@@ -187,7 +192,7 @@ def _renamed(state: dict[str, torch.Tensor], notes: list[str]) -> dict[str, torc
             notes.append(f"Dropped, of the training and not of the network: {', '.join(beside)}.")
         state = network
     compiled = [name for name in state if "_orig_mod." in name]  # torch.compile of a part
-    if compiled:
+    if compiled and not {name.replace("_orig_mod.", "") for name in compiled} & state.keys():
         notes.append(f"_orig_mod. removed from {len(compiled)} names.")
         state = {name.replace("_orig_mod.", ""): value for name, value in state.items()}
     return state

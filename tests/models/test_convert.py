@@ -257,7 +257,7 @@ def test_files_that_are_no_checkpoints_are_told_apart(tmp_path, saved, net):
     whole = saved(net.state_dict()).read_bytes()
     old = saved(net.state_dict(), _use_new_zipfile_serialization=False).read_bytes()
     cases = {
-        "its end is missing": whole[: len(whole) // 2],
+        "its end is missing or broken": whole[: len(whole) // 2],
         "damaged or cut off": old[: len(old) // 2],
         "is empty": b"",
         "no PyTorch checkpoint: it begins with b'version https": b"version https://git-lfs.github.com/spec/v1\n",
@@ -278,6 +278,28 @@ def test_files_that_are_no_checkpoints_are_told_apart(tmp_path, saved, net):
     (tmp_path / "arrays.pt.npz").rename(tmp_path / "arrays.pt")
     with pytest.raises(WeightsError, match=r"no data\.pkl"):
         convert(tmp_path / "arrays.pt")
+
+
+def test_damage_anywhere_is_one_sentence_and_never_another_error(saved, tiny):
+    path = saved({"state_dict": tiny.state_dict(), "epoch": 3})
+    whole, rng = path.read_bytes(), np.random.default_rng(0)
+    for number in range(150):
+        content = bytearray(whole)
+        ends = ((0, 700), (len(whole) - 900, len(whole)))[number % 2]  # the pickle; the archive's table of contents
+        for place in rng.integers(*ends, size=1 + number % 8):
+            content[place] = rng.integers(256)
+        path.write_bytes(content)
+        try:
+            read_foreign(path)
+        except WeightsError as error:
+            assert "\n" not in str(error)
+
+
+def test_a_pickle_that_holds_itself_ends_nowhere(saved):
+    content = {"epoch": torch.ones(1)}
+    content["model"] = content
+    with pytest.raises(WeightsError, match="within 5 levels"):
+        convert(saved(content))
 
 
 def test_places_that_cannot_be_read_or_written_are_said(tmp_path, saved, tiny):

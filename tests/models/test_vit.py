@@ -3,15 +3,18 @@
 import numpy as np
 import pytest
 import timm
+import timm.optim
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from timm.layers import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer as TimmViT
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from medvitlib.errors import MedvitError
 from medvitlib.models.vit import MODELS, VisionTransformer, resize_position, vit_scratch
+from medvitlib.models.zoo import count_parameters
 
 # image (h, w), patch, dim, depth, heads, mlp_ratio, classes
 SIZES = [
@@ -182,7 +185,7 @@ def test_impossible_settings_are_answered_with_what_is_possible(settings_, messa
 
 def test_the_scratch_model_is_the_one_described():
     model = vit_scratch()
-    assert sum(parameter.numel() for parameter in model.parameters()) == 4_987_138
+    assert count_parameters(model) == 4_987_138
     assert model.pos_embed.shape == (1, 1 + 14 * 14, 256) and model.cls_token.shape == (1, 1, 256)
     block = model.blocks[-1]
     assert (len(model.blocks), block.attn.num_heads, block.mlp.fc1.out_features) == (6, 8, 1024)
@@ -220,3 +223,47 @@ def test_the_scratch_models_sizes_can_be_chosen():
     model = vit_scratch(64, patch_size=8, dim=32, depth=3, heads=4, mlp_ratio=2.0, dropout=0.0)
     assert (model.pos_embed.shape, len(model.blocks)) == ((1, 65, 32), 3)
     assert (model.blocks[0].attn.num_heads, model.blocks[0].mlp.fc1.out_features) == (4, 64)
+
+
+def test_layers_for_decay_are_timms_and_positions_are_spared():
+    ours, theirs = pair_of(*SIZES[2])
+    layers = timm.models.group_parameters(ours, ours.group_matcher(), reverse=True)
+    assert layers == timm.models.group_parameters(theirs, theirs.group_matcher(), reverse=True)
+    chosen = ("pos_embed", "blocks.0.norm1.bias", "blocks.4.norm1.bias", "norm.bias", "head.bias")
+    assert [layers[name] for name in chosen] == [0, 1, 5, 5, 6]
+    names = dict(ours.named_parameters()).keys()
+    assert ours.no_weight_decay() == theirs.no_weight_decay() & names
+    groups, reference = (
+        timm.optim.param_groups_layer_decay(m, 0.05, m.no_weight_decay(), layer_decay=0.7) for m in (ours, theirs)
+    )
+    described = [[(g["lr_scale"], g["weight_decay"], len(g["params"])) for g in gs] for gs in (groups, reference)]
+    assert described[0] == described[1] and len(groups) > 7
+
+
+class Operations(TorchDispatchMode):
+    """Counts what is computed inside, forward and backward."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += 1
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("dropout", "drop_path"), [(0.0, 0.0), (0.1, 0.05)])
+def test_a_training_step_computes_and_keeps_no_more_than_timms(dropout, drop_path):
+    rates = {"pos_drop_rate": dropout, "proj_drop_rate": dropout, "drop_path_rate": drop_path}
+    ours = vit_scratch(64, dim=32, heads=4, dropout=dropout, drop_path=drop_path)
+    theirs = TimmViT(64, 16, num_classes=2, embed_dim=32, depth=6, num_heads=4, **rates)
+    costs = []
+    for model in (ours, theirs):
+        kept = {}  # bytes for the backward pass, a storage counted once
+
+        def keep(tensor, kept=kept):
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), Operations() as operations:
+            model.train()(images(64, 64)).sum().backward()
+        costs.append((operations.count, sum(kept.values())))
+    assert costs[0][0] <= costs[1][0] and costs[0][1] <= costs[1][1], costs

@@ -1,11 +1,13 @@
 """Models by name: ours, timm's and torchvision's behave alike."""
 
 import json
+import re
 
 import numpy as np
 import pytest
 import timm
 import torch
+import torchsummary
 import torchvision
 from safetensors.torch import save_file
 from torch import nn
@@ -13,10 +15,10 @@ from torch import nn
 from medvitlib.errors import MedvitError, WeightsError
 from medvitlib.models.npz import save_npz
 from medvitlib.models.vit import VisionTransformer
-from medvitlib.models.zoo import build, build_from, head_of, replace_head
+from medvitlib.models.zoo import build, build_from, count_parameters, head_of, replace_head
 
 # one of each kind of head: ours, timm's plain and nested, torchvision's fc and classifier[-1]
-NAMES = ["vit_tiny_test", "test_vit", "test_convnext", "shufflenet_v2_x0_5", "mnasnet0_5"]
+NAMES = ["vit_tiny_test", "transformer_classifier", "test_vit", "test_convnext", "shufflenet_v2_x0_5", "mnasnet0_5"]
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +32,7 @@ def test_a_model_is_rebuilt_from_its_architecture_as_json(name):
     again = build_from(json.loads(json.dumps(model.architecture)), seed=1).eval()
     assert again.preprocessing == model.preprocessing and again.weights_info is None
     again.load_state_dict(model.state_dict())
-    x = torch.randn(2, 3, *model.preprocessing.image_size)
+    x = torch.randn(2, model.preprocessing.channels, *model.preprocessing.image_size)
     with torch.no_grad():
         assert model(x).shape == (2, 3)
         assert torch.equal(model(x), again(x))
@@ -39,7 +41,7 @@ def test_a_model_is_rebuilt_from_its_architecture_as_json(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_the_head_can_be_taken_off_and_replaced(name):
     model = build(name, 3, weights=None).eval()
-    x = torch.randn(1, 3, *model.preprocessing.image_size)
+    x = torch.randn(1, model.preprocessing.channels, *model.preprocessing.image_size)
     head = head_of(model)
     with torch.no_grad():
         logits = model(x)
@@ -72,7 +74,8 @@ def test_an_unknown_name_is_answered_with_the_nearest():
     ("name", "options", "message"),
     [
         ("vit_small_patch14_dinov2", {"image_size": 230}, "224 or 238"),
-        ("resnet18", {"pool": "mean"}, "for this library's models"),
+        ("resnet18", {"pool": "mean"}, "for this library's Vision Transformers"),
+        ("transformer_classifier", {"pool": "mean"}, "for this library's Vision Transformers"),
         ("shufflenet_v2_x0_5", {"in_channels": 1}, "takes 3 channels"),
         ("vit_b_16", {"image_size": 112}, "published image size only"),
         ("resnet50.foo", {}, "no weights 'foo' of resnet50; it has: a1_in1k"),
@@ -88,6 +91,7 @@ def test_settings_that_a_model_cannot_have_are_refused(name, options, message):
 OPTIONS = [
     ("vit_tiny_test", {"dropout": 0.2, "drop_path": 0.4}, {"pos_drop.p": 0.2, "blocks.1.drop_path.drop_prob": 0.4}),
     ("vit_scratch", {"patch_size": 32, "dropout": 0.0}, {"patch_embed.patch_size": 32, "pos_drop.p": 0.0}),
+    ("transformer_classifier", {"heads": 4, "depth": 3}, {"layers.2.heads": 4}),
     ("test_vit", {"drop_rate": 0.2, "drop_path_rate": 0.3}, {"head_drop.p": 0.2, "blocks.5.drop_path1.drop_prob": 0.3}),
     ("resnet18", {"drop_rate": 0.25}, {"drop_rate": 0.25}),
     ("mnasnet0_5", {"dropout": 0.35}, {"classifier.0.p": 0.35}),
@@ -151,6 +155,16 @@ def test_sizes_channels_and_pools_reach_the_model():
     assert build("vit_small_patch14_dinov2", 2, weights=None).preprocessing.image_size == (224, 224)
 
 
+def test_the_teaching_model_is_grey_unless_told_otherwise():
+    grey = build("transformer_classifier", 2, weights=None)
+    assert (grey.preprocessing.channels, grey.preprocessing.mean, grey.preprocessing.std) == (1, (0.5,), (0.5,))
+    assert grey.preprocessing.image_size == (224, 224) and grey.architecture["in_channels"] == 1
+    colour = build(
+        "transformer_classifier", 2, weights=None, in_channels=3, image_size=64, patch_size=16, positions=True
+    )
+    assert colour(torch.zeros(1, 3, 64, 64)).shape == (1, 2) and colour.preprocessing.mean == (0.5, 0.5, 0.5)
+
+
 def test_a_seed_decides_the_parameters_and_the_global_generator_is_left_alone():
     torch.manual_seed(5)
     expected = torch.rand(3)
@@ -174,13 +188,13 @@ def test_one_line_says_where_the_weights_came_from(tmp_path, capsys):
     assert capsys.readouterr().out == ""
 
 
-@pytest.mark.parametrize("name", ["test_vit", "shufflenet_v2_x0_5"])
+@pytest.mark.parametrize("name", ["transformer_classifier", "test_vit", "shufflenet_v2_x0_5"])
 @pytest.mark.parametrize("classes", [3, 7])
 def test_a_local_file_fills_a_model_of_another_library(tmp_path, name, classes):
     donor = build(name, 3, weights=None, seed=4).eval()
     save_file(donor.state_dict(), tmp_path / "donor.safetensors")
     model = build(name, classes, weights=tmp_path / "donor.safetensors", quiet=True).eval()
-    x = torch.randn(1, 3, *donor.preprocessing.image_size)
+    x = torch.randn(1, donor.preprocessing.channels, *donor.preprocessing.image_size)
     with torch.no_grad():
         assert model(x).shape == (1, classes)
         if classes == 3:
@@ -192,7 +206,7 @@ def test_a_local_file_fills_a_model_of_another_library(tmp_path, name, classes):
         assert torch.equal(model(x), donor(x))
 
 
-@pytest.mark.parametrize("name", ["test_vit", "shufflenet_v2_x0_5", "vit_tiny_test"])
+@pytest.mark.parametrize("name", ["test_vit", "shufflenet_v2_x0_5", "vit_tiny_test", "transformer_classifier"])
 def test_a_file_for_another_model_is_refused_and_its_differences_are_listed(tmp_path, name):
     other = timm.create_model("test_resnet", num_classes=3)
     save_file(other.state_dict(), tmp_path / "other.safetensors")
@@ -208,6 +222,27 @@ def test_googles_file_fills_timms_model_through_our_reader(tmp_path):
     path = save_npz(theirs.state_dict(), tmp_path / "google.npz", heads=theirs.blocks[0].attn.num_heads)
     model = build("test_vit", 3, weights=path, quiet=True)
     assert all(torch.equal(model.state_dict()[name], value) for name, value in theirs.state_dict().items())
+
+
+def summarised(model, channels: int, capsys) -> int:
+    """The total that torchsummary prints."""
+    torchsummary.summary(model, (channels, 224, 224), device="cpu")
+    return int(re.search(r"Total params: ([\d,]+)", capsys.readouterr().out)[1].replace(",", ""))
+
+
+def test_every_parameter_is_counted_where_torchsummary_misses_class_token_and_positions(capsys):
+    ours = VisionTransformer(224, 16, num_classes=1000, dim=192, depth=12, heads=3)
+    theirs = timm.create_model("vit_tiny_patch16_224")
+    assert summarised(ours, 3, capsys) == summarised(theirs, 3, capsys) == 5_679_400
+    assert count_parameters(ours) == count_parameters(theirs) == 5_717_416 == 5_679_400 + (1 + 1 + 196) * 192
+    ours.requires_grad_(False).head.requires_grad_(True)
+    assert count_parameters(ours, trainable=True) == 192 * 1000 + 1000
+    assert count_parameters(ours) == 5_717_416
+
+
+def test_the_teaching_model_has_a_hundred_thousand_parameters(capsys):
+    model = build("transformer_classifier", 2, weights=None)
+    assert count_parameters(model) == summarised(model, 1, capsys) == 99_010
 
 
 @pytest.mark.pretrained

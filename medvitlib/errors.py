@@ -19,3 +19,7 @@ class WeightsError(MedvitError, ValueError):
 
 class EvaluationError(MedvitError, ValueError):
     """Labels, probabilities or an operating point that cannot be evaluated as asked."""
+
+
+class ExplanationError(MedvitError, ValueError):
+    """A model that cannot be explained as asked, or an unknown way to explain it."""

@@ -74,7 +74,7 @@ def show_attention(
             low, high = (0.0, top) if top else (float(heads[head].min()), float(heads[head].max()))
             _overlay(axis, image, heads[head], low, high)
             title = [f"head {head + 1}"] if row == 0 or len(heads) != len(times[shown[row - 1]]) else []
-            title += [] if top else [f"{low:.2g} to {high:.3g}"]
+            title += [] if top else [f"{low:.2f} to {high:.2f}"]
             axis.set_title("\n".join(title), fontsize=9, color=INK, pad=3)
         axes[row, 0].set_ylabel(f"layer {layer + 1}", fontsize=9, color=INK)
     return figure

@@ -200,6 +200,13 @@ def test_nothing_is_left_behind_by_many_calls(make, images, name):
     assert tensors() == count and state_of(model) == before
 
 
+def test_the_model_runs_once_and_keeps_no_gradient(make, images):
+    model, seen = make("vit"), []
+    model.norm.register_forward_hook(lambda module, inputs, output: seen.append(output.requires_grad))
+    attention_maps(model, images)
+    assert seen == [False]
+
+
 def test_a_models_own_dtype_is_served(make, images):
     model = make("vit")
     exact = attention_maps(model, images).layers[0].weights

@@ -60,7 +60,8 @@ def test_the_colour_scale_is_stated():
     assert limits == {(0, 12)}
     labels = [axis.get_xlabel() for axis in shared.axes]
     assert "attention from the class token,\neven = 1" in labels
-    assert [axis.get_title() for axis in panels(own)] == ["head 1\n0 to 12", "head 2\n0 to 12"] + ["0 to 12"] * 4
+    heads = [["head 1"], ["head 2"], [], [], [], []]
+    assert [axis.get_title() for axis in panels(own)] == ["\n".join([*head, "0.00 to 12.00"]) for head in heads]
 
 
 def test_an_even_attention_does_not_look_like_a_peak():

@@ -23,3 +23,7 @@ class TrainingError(MedvitError, RuntimeError):
 
 class EvaluationError(MedvitError, ValueError):
     """Labels, probabilities or an operating point that cannot be evaluated as asked."""
+
+
+class ExplanationError(MedvitError, ValueError):
+    """A model that cannot be explained as asked, or an unknown way to explain it."""

@@ -7,6 +7,7 @@ import numpy as np
 
 from medvitlib.errors import EvaluationError
 from medvitlib.evaluation.report import Report
+from medvitlib.models.zoo import count_parameters
 from medvitlib.training.run import Run
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ TWO = {"accuracy": "accuracy", "precision": "precision", "recall": "recall", "F1
 MANY = {"accuracy": "accuracy", "precision": "precision_macro", "recall": "recall_macro", "F1": "f1_macro"}
 
 
-def comparison_table(runs: Mapping[str, tuple[Run, Report]]) -> "pd.DataFrame":
+def comparison_table(runs: Mapping[str, tuple[Run, Report]], *, minutes: bool = True) -> "pd.DataFrame":
     """A row a model and operating point, in the order given, ready to be shown: every cell is text.
 
     Columns: parameters, minutes of training, accuracy, precision, recall, F1 and AUROC, each with its interval, and the
@@ -28,6 +29,7 @@ def comparison_table(runs: Mapping[str, tuple[Run, Report]]) -> "pd.DataFrame":
 
     Args:
         runs: name of the model -> its run and what `evaluate` said of it; all on the same images.
+        minutes: without them, the table is the same whenever the figures are.
 
     Returns:
         rows indexed by (model, operating point): "@0.5", "@recall" and, where there is one, "@certified".
@@ -42,7 +44,7 @@ def comparison_table(runs: Mapping[str, tuple[Run, Report]]) -> "pd.DataFrame":
     _assert_comparable({name: report for name, (_, report) in runs.items()})
     rows = {}
     for name, (run, report) in runs.items():
-        cost = {"parameters": f"{sum(p.numel() for p in run.model.parameters()):,}", "minutes": _minutes(run)}
+        cost = {"parameters": f"{count_parameters(run.model):,}"} | ({"minutes": _minutes(run)} if minutes else {})
         auroc = report.metrics["auroc" if report.positive is not None else "auroc_macro"]
         if report.positive is None:
             scores = {column: str(report.metrics[key]) for column, key in MANY.items()}

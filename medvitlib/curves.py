@@ -46,7 +46,7 @@ def plot_history(
     shown = dict.fromkeys([metric, "val_auroc", "val_accuracy"])
     row = _kept(metrics, metric)
     panels = {
-        "Loss": (LOSSES, _duration(metrics)),
+        "Loss": (LOSSES, f"{len(metrics)} epoch{'s' if len(metrics) > 1 else ''}"),
         "Validation": (
             [name for name in shown if name in metrics and name not in LOSSES],
             _decision(metrics, metric, row),
@@ -114,11 +114,6 @@ def _need(metrics: "pd.DataFrame", columns: Sequence[str]) -> None:
             raise EvaluationError(
                 f"The table of metrics has no column {column!r}; it has: {', '.join(map(str, metrics.columns))}."
             )
-
-
-def _duration(metrics: "pd.DataFrame") -> str:
-    epochs = f"{len(metrics)} epoch{'s' if len(metrics) > 1 else ''}"
-    return f"{epochs}, {metrics['seconds'].sum() / 60:.1f} min" if "seconds" in metrics else epochs
 
 
 def _decision(metrics: "pd.DataFrame", metric: str, row: int | None) -> str:

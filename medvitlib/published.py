@@ -1,5 +1,7 @@
 """Figures that others have reported, to stand beside ours. None of them came with an interval."""
 
+from collections.abc import Mapping
+
 from medvitlib.evaluation import Report
 
 PUBLISHED = {
@@ -10,21 +12,24 @@ PUBLISHED = {
 }
 
 
-def beside_published(report: Report, data_name: str):
-    """One row an operating point of `report` (one row for many classes), then the published ones for that data set.
+def beside_published(reports: Mapping[str, Report], data_name: str):
+    """One row a model and operating point (one a model for many classes), then those published for that data set.
+
+    Args:
+        reports: name of the model -> its report.
 
     Returns:
         a pandas DataFrame indexed by model, columns accuracy, recall and auroc as text, ours with 95 % intervals.
     """
     import pandas as pd
 
-    area = next(estimate for name, estimate in report.metrics.items() if name.startswith("auroc"))
-    points = report.operating_points or {"largest probability": report.metrics}
-    rows = [
-        {"model": f"this run, {name if name != '0.5' else '@0.5'}", "auroc": str(area)}
-        | {metric: str(point[metric]) for metric in ("accuracy", "recall") if metric in point}
-        for name, point in points.items()
-    ]
+    rows = []
+    for model, report in reports.items():
+        area = next(estimate for name, estimate in report.metrics.items() if name.startswith("auroc"))
+        points = {f"@{name}": point for name, point in report.operating_points.items()}
+        for name, point in (points or {"largest probability": report.metrics}).items():
+            scores = {metric: str(point[metric]) for metric in ("accuracy", "recall") if metric in point}
+            rows.append({"model": f"{model}, {name}", "auroc": str(area), **scores})
     rows += [
         {key: value if isinstance(value, str) else f"{value:.3f}" for key, value in row.items()}
         for row in PUBLISHED.get(data_name, ())

@@ -4,12 +4,14 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from importlib.util import find_spec
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from torch import nn
 
+from medvitlib.curves import plot_history
 from medvitlib.data import Split
 from medvitlib.errors import MedvitError, TrainingError
 from medvitlib.training.checkpoint import Stop, check_space, load_best
@@ -85,7 +87,9 @@ def fit(
         position, logits = Loop(model, parts, config, run, accelerator, dtype, stop, quiet).run()
         load_best(run.folder, model)
         chosen = {"epoch": position.best_epoch + 1, config.metric: position.best}
-        return run.finish(model, parts.val, logits.numpy(), candidates=compared * position.epoch, chosen=chosen)
+        done = run.finish(model, parts.val, logits.numpy(), candidates=compared * position.epoch, chosen=chosen)
+    plot_history(done.metrics, metric=config.metric).savefig(done.folder / "training.png")
+    return done
 
 
 def _accelerator(
@@ -95,7 +99,7 @@ def _accelerator(
     AcceleratorState._reset_state(reset_partial_state=True)  # one process may train several times, each in its own way
     GradientState._reset_state()
     trackers = list(config.trackers)
-    if os.environ.get("MLFLOW_TRACKING_URI") and "mlflow" not in trackers:
+    if os.environ.get("MLFLOW_TRACKING_URI") and find_spec("mlflow") and "mlflow" not in trackers:
         trackers.append("mlflow")
     precision = {None: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype]
     if device.type == "cuda" and device.index is not None:
@@ -104,6 +108,8 @@ def _accelerator(
         accelerator = Accelerator(
             mixed_precision=precision, cpu=device.type == "cpu", log_with=trackers or None, project_dir=run.folder
         )
+        if absent := set(trackers) - {str(getattr(found, "value", found)) for found in accelerator.log_with}:
+            raise ValueError(f"{', '.join(sorted(absent))} is not installed")  # accelerate would leave it out silently
         if trackers:
             flat = {k: v if isinstance(v, int | float | str | bool) else str(v) for k, v in asdict(config).items()}
             accelerator.init_trackers("medvitlib", config=flat)

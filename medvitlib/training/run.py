@@ -3,6 +3,7 @@
     runs/<name>/
       config.json            every setting, versions, the data's fingerprint, where the weights came from
       metrics.csv            one row an epoch (or a setting that was tried), flushed as it happens
+      training.png           loss, validation metrics and learning rate by epoch, where there were epochs
       model.safetensors      the parameters
       model.json             architecture, classes, preprocessing; after `evaluate`, temperature and threshold too
       validation.csv         what the thresholds and the temperature are chosen on

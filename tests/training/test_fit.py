@@ -316,6 +316,14 @@ def test_tensorboard_is_told_where_it_is_asked_for(parts, model):
     assert list(run.folder.rglob("events.out.tfevents*"))
 
 
-def test_a_tracker_that_is_not_installed_is_said(parts, model):
-    with pytest.raises(TrainingError, match="no_such_tracker"):
-        fit(model, parts, replace(QUICK, trackers="no_such_tracker"), name="untracked", **CPU)
+@pytest.mark.parametrize("tracker", ["no_such_tracker", "aim"])
+def test_a_tracker_that_is_not_installed_is_said(parts, model, tracker):
+    with pytest.raises(TrainingError, match=tracker):
+        fit(model, parts, replace(QUICK, trackers=tracker), name="untracked", **CPU)
+
+
+def test_mlflow_is_not_asked_for_where_it_is_not_installed(parts, model, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "file:///nowhere")
+    monkeypatch.setattr("medvitlib.training.fit.find_spec", lambda name: None)
+    run = fit(model, parts, replace(QUICK, epochs=1), name="no-mlflow", **CPU)
+    assert (run.folder / "training.png").stat().st_size > 1000

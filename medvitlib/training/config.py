@@ -96,9 +96,9 @@ class TrainConfig:
 
     def __post_init__(self):
         for name, kind in get_type_hints(TrainConfig).items():
-            object.__setattr__(self, name, _of_kind(name, getattr(self, name), kind))
+            object.__setattr__(self, name, of_kind(name, getattr(self, name), kind))
         for name, choices in _CHOICES.items():
-            _one_of(name, getattr(self, name), choices)
+            one_of(name, getattr(self, name), choices)
         for name, (low, high) in _RANGES.items():
             if not low <= getattr(self, name) <= high:
                 upper = f" to {high:g}" if high < float("inf") else " or more"
@@ -116,7 +116,7 @@ class TrainConfig:
         """From a mapping such as a YAML file's; TrainingError names an unknown setting and the nearest known one."""
         known = [f.name for f in fields(cls)]
         for name in settings:
-            _one_of("setting", name, known)
+            one_of("setting", name, known)
         return cls(**settings)
 
 
@@ -152,13 +152,14 @@ _RANGES = {
 }
 
 
-def _one_of(name: str, value: str, choices) -> None:
+def one_of(name: str, value: str, choices) -> None:
+    """TrainingError, with the nearest, unless the value is one of the choices."""
     if value not in choices:
         nearest = difflib.get_close_matches(str(value).lower(), choices, n=1, cutoff=0.0)[0]
         raise TrainingError(f"{name} {value!r} is unknown. Did you mean {nearest!r}? There are: {', '.join(choices)}.")
 
 
-def _of_kind(name: str, value: Any, kind: type) -> Any:
+def of_kind(name: str, value: Any, kind: type) -> Any:
     """The value as the field's type; a YAML file's 1e-3 is text, and an integer will do for a float."""
     try:
         if kind is bool or isinstance(value, bool):
@@ -176,5 +177,10 @@ def _of_kind(name: str, value: Any, kind: type) -> Any:
             return value
         return (value,) if isinstance(value, str) else tuple(map(str, value))
     except (ValueError, TypeError, OverflowError):
-        expected = {int: "a whole number", float: "a number", str: "a word", bool: "True or False"}
-        raise TrainingError(f"{name}={value!r}: expected {expected.get(kind, 'a list of names')}.") from None
+        words = {
+            int: "a whole number",
+            float: "a number",
+            str: "a word (in quotes, anything is)",
+            bool: "True or False",
+        }
+        raise TrainingError(f"{name}={value!r}: expected {words.get(kind, 'a list of names')}.") from None

@@ -286,7 +286,8 @@ class Loop:
         best = ", best so far" if row["best"] else ""
         line = f"epoch {row['epoch']}/{self.epochs}{phase}: train loss {row['train_loss']:.3f}, {figures}{best}"
         left = (self.epochs - row["epoch"]) * row["seconds"] / 60
-        print(with_time(line, f"{row['images_per_second']:.0f} img/s, about {left:.1f} min left"))
+        line = with_time(line, f"{row['images_per_second']:.0f} img/s, about {left:.1f} min left")
+        print(line, flush=True)  # whoever looks at a log file wants to see it now
 
     def _out_of_patience(self) -> bool:
         since = max(self.position.best_epoch, self.config.head_epochs - 1)

@@ -156,6 +156,15 @@ def finished_run(name: str, model: nn.Module, parts: Split, settings: dict) -> R
     return None if _differences(folder, wanted) else load_run(folder)
 
 
+def check_name(name: str) -> None:
+    """MedvitError unless a run can be called so."""
+    if not name or Path(name).name != name or name.startswith(".") or name.endswith(WORKING):
+        raise MedvitError(
+            f"A run's name is one folder name, without '/', that neither starts with a dot nor ends in "
+            f"{' or '.join(WORKING)}; {name!r} was given."
+        )
+
+
 @contextmanager
 def start_run(
     name: str, model: nn.Module, parts: Split, settings: dict, resume: bool = False
@@ -167,11 +176,7 @@ def start_run(
     Raises:
         TrainingError: the interrupted run had other settings.
     """
-    if not name or Path(name).name != name or name.startswith(".") or name.endswith(WORKING):
-        raise MedvitError(
-            f"A run's name is one folder name, without '/', that neither starts with a dot nor ends in "
-            f"{' or '.join(WORKING)}; {name!r} was given."
-        )
+    check_name(name)
     classes = list(parts.train.classes)
     if len(classes) == 2 and parts.train.positive is None:  # said before the training, not after it
         raise DataError(

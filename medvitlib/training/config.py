@@ -31,7 +31,8 @@ class TrainConfig:
     Attributes:
         epochs: passes over the training part in which everything is trained.
         batch_size: images an update, whatever `accumulate` is.
-        accumulate: parts that a batch goes through the model in; less memory, the same update.
+        accumulate: parts that a batch goes through the model in; less memory, the same update (but for batch
+            normalisation, which sees a part at a time).
         optimizer: "adamw" (weight decay apart from the gradient, Loshchilov & Hutter 2019), "adam" or "sgd".
         lr: the highest learning rate, of the head and, without `layer_decay`, of everything.
         weight_decay: not applied to norms, biases, positions and class tokens.
@@ -108,7 +109,7 @@ class TrainConfig:
                 raise TrainingError(f"{name}={getattr(self, name)}: expected a number above 0.")
         if self.epochs + self.head_epochs < 1:
             raise TrainingError("epochs=0 and head_epochs=0: there is nothing to train.")
-        if self.warmup_epochs > self.epochs:
+        if self.warmup_epochs > self.epochs > 0:
             raise TrainingError(f"warmup_epochs={self.warmup_epochs} of epochs={self.epochs}: the warm-up never ends.")
 
     @classmethod

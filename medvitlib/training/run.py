@@ -201,22 +201,22 @@ def start_run(
             "that can be written."
         ) from error
     with lock:
-        run = UnfinishedRun(folder, parts.train, resume)
-        config = _config(name, model, parts, settings)
-        if not run.resumed:
-            _write_settings(run.folder, parts, config)
-            model.started_as = settings.get("initial_weights")  # after an interruption it is this model no more
-        elif different := _differences(run.folder, config, model):
-            raise TrainingError(
-                f"{run.folder} was interrupted with other settings: {'; '.join(different)}. Give the same ones, "
-                "or train anew with resume=False."
-            )
         try:
+            run = UnfinishedRun(folder, parts.train, resume)
+            config = _config(name, model, parts, settings)
+            if not run.resumed:
+                _write_settings(run.folder, parts, config)
+                model.started_as = settings.get("initial_weights")  # after an interruption it is this model no more
+            elif different := _differences(run.folder, config, model):
+                raise TrainingError(
+                    f"{run.folder} was interrupted with other settings: {'; '.join(different)}. Give the same ones, "
+                    "or train anew with resume=False."
+                )
             yield run
         except (OSError, SafetensorError) as error:
             if _full(error):
                 raise TrainingError(
-                    f"{run.folder} cannot be written any more ({error}). What was saved before stands: free some "
+                    f"{folder} cannot be written any more ({error}). What was saved before stands: free some "
                     "space, then train on with resume=True."
                 ) from error
             raise

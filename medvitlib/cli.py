@@ -4,6 +4,7 @@ import argparse
 import difflib
 import importlib.metadata
 import os
+import shlex
 import sys
 import textwrap
 
@@ -63,6 +64,10 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--out", metavar="DIR", help="where the pictures and the JSON go (default: runs/audit-NAME)")
     check.add_argument("--no-network", action="store_true", help="without pretrained features, on thumbnails")
     check.add_argument("--leaky", action="store_true", help="of a rendered set (phantom/...): with leaks put in")
+    train = add(commands, "train", _train, "train and evaluate what a YAML file says")
+    train.add_argument("config", metavar="CONFIG.yaml", help="data, split, model, settings: see medvitlib/train.py")
+    train.add_argument("--resume", action="store_true", help="go on with a training that was interrupted")
+    train.add_argument("--deterministic", action="store_true", help="refuse what gives two results in two runs")
     weights = add(commands, "weights", _list_weights, "list or fetch pretrained weights")
     actions = weights.add_subparsers(metavar="ACTION")
     add(actions, "list", _list_weights, "show which pretrained weights are on disk and which can be reached")
@@ -123,6 +128,18 @@ def _audit(options: argparse.Namespace) -> int:
     found = audit(ds, weights=None if options.no_network else "auto")
     print(found)
     print(f"\nPictures and audit.json: {found.save(options.out)}")
+    return 0
+
+
+def _train(options: argparse.Namespace) -> int:
+    from medvitlib.train import train
+
+    try:
+        run, report = train(options.config, resume=options.resume, deterministic=options.deterministic)
+    except (KeyboardInterrupt, SystemExit) as stopped:  # SystemExit: after SIGTERM
+        print(f"medvit: stopped. To go on: medvit train {shlex.quote(options.config)} --resume", file=sys.stderr)
+        return 130 if isinstance(stopped, KeyboardInterrupt) else stopped.code
+    print("", *report.sentences(), f"\nThe run, report.json and plots: {run.folder}", sep="\n")
     return 0
 
 

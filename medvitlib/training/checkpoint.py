@@ -136,7 +136,7 @@ class Stop:
     def __enter__(self) -> "Stop":
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
-                if signal.getsignal(number) != signal.SIG_IGN:
+                if signal.getsignal(number) not in (signal.SIG_IGN, None):  # None: not Python's to give back
                     self._before[number] = signal.signal(number, self._ask)
         return self
 
@@ -147,7 +147,7 @@ class Stop:
     def _ask(self, number: int, frame) -> None:
         again, self.signal = self.signal is not None, number
         if self._immediate or again:
-            self.leave("Stopped at once.")
+            self.leave("Stopped at once. What was saved before stands: fit(..., resume=True) goes on.")
         print("Stopping after this update ...", file=sys.stderr)
 
     @contextmanager
@@ -169,7 +169,10 @@ class Stop:
         raise KeyboardInterrupt(message)
 
 
-def ignore_interrupts(worker: int) -> None:
-    """For processes that load data: Ctrl-C reaches them too, and it is not they who answer it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+def ignore_signals(worker: int) -> None:
+    """For processes that load data: what is sent to the whole group reaches them too, and it is not they who answer.
+
+    They end when the training tells them to, or is gone.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

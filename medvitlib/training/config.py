@@ -31,7 +31,8 @@ class TrainConfig:
     Attributes:
         epochs: passes over the training part in which everything is trained.
         batch_size: images an update, whatever `accumulate` is.
-        accumulate: parts that a batch goes through the model in; less memory, the same update.
+        accumulate: parts that a batch goes through the model in; less memory, the same update (but for batch
+            normalisation, which sees a part at a time).
         optimizer: "adamw" (weight decay apart from the gradient, Loshchilov & Hutter 2019), "adam" or "sgd".
         lr: the highest learning rate, of the head and, without `layer_decay`, of everything.
         weight_decay: not applied to norms, biases, positions and class tokens.
@@ -96,9 +97,9 @@ class TrainConfig:
 
     def __post_init__(self):
         for name, kind in get_type_hints(TrainConfig).items():
-            object.__setattr__(self, name, _of_kind(name, getattr(self, name), kind))
+            object.__setattr__(self, name, of_kind(name, getattr(self, name), kind))
         for name, choices in _CHOICES.items():
-            _one_of(name, getattr(self, name), choices)
+            one_of(name, getattr(self, name), choices)
         for name, (low, high) in _RANGES.items():
             if not low <= getattr(self, name) <= high:
                 upper = f" to {high:g}" if high < float("inf") else " or more"
@@ -108,7 +109,7 @@ class TrainConfig:
                 raise TrainingError(f"{name}={getattr(self, name)}: expected a number above 0.")
         if self.epochs + self.head_epochs < 1:
             raise TrainingError("epochs=0 and head_epochs=0: there is nothing to train.")
-        if self.warmup_epochs > self.epochs:
+        if self.warmup_epochs > self.epochs > 0:
             raise TrainingError(f"warmup_epochs={self.warmup_epochs} of epochs={self.epochs}: the warm-up never ends.")
 
     @classmethod
@@ -116,7 +117,7 @@ class TrainConfig:
         """From a mapping such as a YAML file's; TrainingError names an unknown setting and the nearest known one."""
         known = [f.name for f in fields(cls)]
         for name in settings:
-            _one_of("setting", name, known)
+            one_of("setting", name, known)
         return cls(**settings)
 
 
@@ -152,13 +153,14 @@ _RANGES = {
 }
 
 
-def _one_of(name: str, value: str, choices) -> None:
+def one_of(name: str, value: str, choices) -> None:
+    """TrainingError, with the nearest, unless the value is one of the choices."""
     if value not in choices:
         nearest = difflib.get_close_matches(str(value).lower(), choices, n=1, cutoff=0.0)[0]
         raise TrainingError(f"{name} {value!r} is unknown. Did you mean {nearest!r}? There are: {', '.join(choices)}.")
 
 
-def _of_kind(name: str, value: Any, kind: type) -> Any:
+def of_kind(name: str, value: Any, kind: type) -> Any:
     """The value as the field's type; a YAML file's 1e-3 is text, and an integer will do for a float."""
     try:
         if kind is bool or isinstance(value, bool):
@@ -176,5 +178,10 @@ def _of_kind(name: str, value: Any, kind: type) -> Any:
             return value
         return (value,) if isinstance(value, str) else tuple(map(str, value))
     except (ValueError, TypeError, OverflowError):
-        expected = {int: "a whole number", float: "a number", str: "a word", bool: "True or False"}
-        raise TrainingError(f"{name}={value!r}: expected {expected.get(kind, 'a list of names')}.") from None
+        words = {
+            int: "a whole number",
+            float: "a number",
+            str: "a word (in quotes, anything is)",
+            bool: "True or False",
+        }
+        raise TrainingError(f"{name}={value!r}: expected {words.get(kind, 'a list of names')}.") from None

@@ -13,7 +13,7 @@ from torch import nn
 
 from medvitlib.data import Augmented, Dataset, batches, normalise
 from medvitlib.data.decode import DECODER_VERSION
-from medvitlib.errors import DataError
+from medvitlib.errors import DataError, MedvitError
 from medvitlib.models.zoo import head_of, replace_head
 from medvitlib.paths import cache_dir
 from medvitlib.precision import autocast_dtype
@@ -30,9 +30,25 @@ def default_device() -> torch.device:
 def hardware(
     device: str | torch.device | None, precision: torch.dtype | str | None
 ) -> tuple[torch.device, torch.dtype | None]:
-    """Where to compute, and the reduced precision to do it in: None for the best device, "auto" for what pays there."""
-    device = default_device() if device is None else torch.device(device)
-    return device, autocast_dtype(device) if precision == "auto" else precision
+    """Where to compute, and the reduced precision to do it in: None for the best device, "auto" for what pays there.
+
+    Raises:
+        MedvitError: a device that is not here, or a precision that is none.
+    """
+    try:
+        device = default_device() if device is None else torch.device(device)
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # a PyTorch without CUDA asserts
+        raise MedvitError(
+            f"device={str(device)!r} is not here ({str(error).splitlines()[0]}). device=None takes the best there is: "
+            f"{default_device()}."
+        ) from error
+    known = ("auto", None, torch.float32, torch.bfloat16, torch.float16)
+    if precision not in known:
+        raise MedvitError(f"precision={precision!r}: expected 'auto', None (float32), torch.bfloat16 or torch.float16.")
+    if precision == "auto":
+        return device, autocast_dtype(device)
+    return device, None if precision == torch.float32 else precision
 
 
 def fingerprint(model: nn.Module) -> str:

@@ -1,5 +1,6 @@
 """Train a model, and lose nothing: what a notebook calls."""
 
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +9,7 @@ from importlib.util import find_spec
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState
+from accelerate.state import AcceleratorState, GradientState, PartialState
 from torch import nn
 
 from medvitlib.curves import plot_history
@@ -80,24 +81,26 @@ def fit(
         torch.random.fork_rng(devices=[]),
         _determinism(config.deterministic),
         start_run(name, model, parts, settings, resume=resume) as run,
+        _accelerate_anew(),
         Stop() as stop,
     ):
         check_space(run.folder, model, config.ema > 0)
         accelerator = _accelerator(device, dtype, config, run)
         position, logits = Loop(model, parts, config, run, accelerator, dtype, stop, quiet).run()
         load_best(run.folder, model)
-        chosen = {"epoch": position.best_epoch + 1, config.metric: position.best}
-        done = run.finish(model, parts.val, logits.numpy(), candidates=compared * position.epoch, chosen=chosen)
-    plot_history(done.metrics, metric=config.metric).savefig(done.folder / "training.png")
-    return done
+        best = position.best if math.isfinite(position.best) else None  # undefined in every epoch
+        chosen = {"epoch": position.best_epoch + 1, config.metric: best}
+        run = run.finish(model, parts.val, logits.numpy(), candidates=compared * position.epoch, chosen=chosen)
+        plot_history(run.metrics, metric=config.metric).savefig(run.folder / "training.png")
+        if stop.signal is not None:
+            stop.leave(f"Stopped; the run is complete, in {run.folder}.")
+        return run
 
 
 def _accelerator(
     device: torch.device, dtype: torch.dtype | None, config: TrainConfig, run: UnfinishedRun
 ) -> Accelerator:
     """accelerate's view of this device and precision; experiment trackers only where the user has set them up."""
-    AcceleratorState._reset_state(reset_partial_state=True)  # one process may train several times, each in its own way
-    GradientState._reset_state()
     trackers = list(config.trackers)
     if os.environ.get("MLFLOW_TRACKING_URI") and find_spec("mlflow") and "mlflow" not in trackers:
         trackers.append("mlflow")
@@ -123,17 +126,33 @@ def _accelerator(
 
 
 @contextmanager
+def _accelerate_anew() -> Iterator[None]:
+    """accelerate keeps device and precision for the whole process: each training has its own, the user's come back."""
+    kinds = PartialState, AcceleratorState, GradientState
+    before = [dict(kind._shared_state) for kind in kinds]
+    for kind in kinds:
+        kind._shared_state.clear()
+    try:
+        yield
+    finally:
+        for kind, state in zip(kinds, before, strict=True):
+            kind._shared_state.clear()
+            kind._shared_state.update(state)
+
+
+@contextmanager
 def _determinism(wanted: bool) -> Iterator[None]:
     """Refuse operations that do not give the same result twice, for the time of a training."""
     if not wanted:
         yield
         return
-    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    benchmark = torch.backends.cudnn.benchmark
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS demands it, before its first product
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before[0])
-        torch.backends.cudnn.benchmark = before[1]
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        torch.backends.cudnn.benchmark = benchmark

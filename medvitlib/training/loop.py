@@ -11,26 +11,17 @@ from accelerate import Accelerator
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from medvitlib.data import Augmented, Dataset, Split, augmented, mix, normalise
+from medvitlib.data import Augmented, Split, augmented, mix, normalise
 from medvitlib.errors import TrainingError
-from medvitlib.evaluation.inputs import check
-from medvitlib.evaluation.metrics import class_counts, score_metrics, threshold_metrics
-from medvitlib.evaluation.scoring import decide
 from medvitlib.models.zoo import head_of
 from medvitlib.progress import track, with_time
-from medvitlib.training.checkpoint import (
-    Position,
-    Stop,
-    ignore_interrupts,
-    load_state,
-    save_best,
-    save_state,
-)
+from medvitlib.training.checkpoint import Position, Stop, ignore_signals, load_state, save_best, save_state
 from medvitlib.training.config import METRICS, TrainConfig
 from medvitlib.training.features import forward
 from medvitlib.training.losses import balancing_weights, loss_sums, weight_of
 from medvitlib.training.optim import make_optimizer, rate_at
 from medvitlib.training.run import UnfinishedRun, write_json
+from medvitlib.training.validation import validation_metrics
 
 
 class Loop:
@@ -56,11 +47,14 @@ class Loop:
         self.trainable = [p for p in model.parameters() if p.requires_grad]
         if not self.trainable:
             raise TrainingError("No parameter of this model requires a gradient: there is nothing to train.")
+        if {p.dtype for p in self.trainable} != {torch.float32}:
+            raise TrainingError("The weights of this model are not float32: pass model.float(), and say precision=.")
+        if config.head_epochs and not any(p.requires_grad for p in head_of(model).parameters()):
+            raise TrainingError("head_epochs trains the head, which is frozen: set head_epochs=0, or unfreeze it.")
         self.ema = ModelEmaV3(model, decay=config.ema, use_warmup=True) if config.ema else None
-        if config.compile:
-            model.compile()
         self.train = parts.train if config.recipe == "none" else augmented(parts.train, config.recipe, config.seed)
         self.bounds = _bounds(len(self.train), config.batch_size)
+        self.batch = max(last - first for first, last in self.bounds)
         self.labels = torch.from_numpy(np.asarray(parts.train.labels))
         balance = balancing_weights(self.labels, len(parts.train.classes))
         self.class_weights = balance.to(self.device) if config.balance == "weights" else None
@@ -71,11 +65,13 @@ class Loop:
 
     def run(self) -> tuple[Position, torch.Tensor]:
         """Every epoch that is left; returns where it ended and the validation logits (N, K) of the best epoch."""
-        if self.folder.resumed:
-            self._load()
-        else:
-            self._enter_phase()
         try:
+            if self.folder.resumed:
+                self._load()
+            else:
+                self._enter_phase()
+            if self.config.compile:
+                self.model.compile()
             while self.position.epoch < self.epochs and not self._out_of_patience():
                 self._train_epoch()
                 self._end_epoch(self._validate())
@@ -84,8 +80,7 @@ class Loop:
         finally:
             for parameter in self.trainable:
                 parameter.requires_grad_(True)
-            if self.config.compile:
-                self.model._compiled_call_impl = None
+            self.model._compiled_call_impl = None
             self.accelerator.end_training()
         return self.position, self.logits
 
@@ -139,7 +134,7 @@ class Loop:
             self.train.subset(order),
             batch_sampler=[list(range(*bounds)) for bounds in self.bounds[self.position.step :]],
             num_workers=self.config.workers,
-            worker_init_fn=ignore_interrupts,
+            worker_init_fn=ignore_signals,
             generator=torch.Generator(),  # else each pass draws from PyTorch's own
             pin_memory=self.device.type == "cuda",
         )
@@ -155,7 +150,7 @@ class Loop:
             try:
                 torch.manual_seed(_seed(config.seed, position.epoch, position.step))
                 loss = self._gradients(images, labels)
-            except RuntimeError as error:
+            except (RuntimeError, ValueError) as error:
                 self._in_smaller_parts(len(images), error)
         self.accelerator.unscale_gradients(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.trainable, config.clip_norm or math.inf).item()
@@ -183,12 +178,16 @@ class Loop:
             target = F.one_hot(labels, classes).float()  # (B, K)
         whole = weight_of(target, self.class_weights).sum()
         total = torch.zeros((), device=self.device)
-        parts = self.position.accumulate
+        parts = min(self.position.accumulate, -(-len(x) // self.part))  # the last batch may need fewer
         for part, share in zip(x.tensor_split(parts), target.tensor_split(parts), strict=True):
-            if not len(part):
-                continue
             with self.accelerator.autocast():
                 logits = self.model(part.contiguous(memory_format=self.layout))
+            if getattr(logits, "shape", None) != share.shape:
+                given = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+                raise TrainingError(
+                    f"The model gives {given} for {len(part)} images of {classes} classes: expected "
+                    f"logits {tuple(share.shape)}. Build it with num_classes={classes}, without auxiliary heads."
+                )
             losses = loss_sums(
                 logits,
                 share,
@@ -201,13 +200,28 @@ class Loop:
             total += loss.detach()
         return total.item()
 
-    def _in_smaller_parts(self, images: int, error: RuntimeError) -> None:
+    @property
+    def part(self) -> int:
+        """Images that go through the model at a time, at most."""
+        return -(-self.batch // self.position.accumulate)
+
+    def _in_smaller_parts(self, images: int, error: RuntimeError | ValueError) -> None:
         """Twice as many parts a batch from here on; raises the error again if it is another one, or nothing is left."""
         from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
+        if "more than 1 value per channel" in str(error):
+            raise TrainingError(
+                "Batch normalisation cannot train on one image at a time: take a larger batch_size, or fewer parts "
+                f"(accumulate={self.position.accumulate})."
+            ) from error
+        if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise TrainingError(
+                f"torch.compile could not translate this model ({str(error).strip().splitlines()[0]}): set "
+                "compile=False, or see to it that there is a C++ compiler."
+            ) from error
         if not should_reduce_batch_size(error):
             raise error
-        before = -(-images // self.position.accumulate)
+        before = min(images, self.part)
         if before <= 1:
             raise TrainingError(
                 "The device runs out of memory with one image at a time. Take smaller images or a smaller model."
@@ -217,7 +231,7 @@ class Loop:
         self.optimizer.zero_grad()
         clear_device_cache(garbage_collection=True)
         print(
-            f"Out of memory with {before} images at a time: from here on {-(-images // self.position.accumulate)}; "
+            f"Out of memory with {before} images at a time: from here on {min(images, self.part)}; "
             f"an update still sees {images}."
         )
 
@@ -238,13 +252,15 @@ class Loop:
     def _validate(self) -> torch.Tensor:
         """Logits (N, K) of the validation part, from the averaged weights where there are any."""
         kept = self.ema.module if self.ema else self.model
-        options = {"batch_size": self.config.batch_size, "device": self.device, "precision": self.dtype}
+        options = {"batch_size": self.part, "device": self.device, "precision": self.dtype}
         try:
             with self.stop.immediately():
                 return torch.from_numpy(forward(kept, self.parts.val, description="Validating", **options))
         except (KeyboardInterrupt, SystemExit):
             self._save()
-            raise
+            if self.stop.signal is None:
+                raise
+            self.stop.leave(f"Stopped while epoch {self.position.epoch + 1} was validated. {_GO_ON}")
 
     def _end_epoch(self, logits: torch.Tensor) -> None:
         """Write the epoch's row, keep its weights if they are the best, and save where the training stands."""
@@ -286,7 +302,8 @@ class Loop:
         best = ", best so far" if row["best"] else ""
         line = f"epoch {row['epoch']}/{self.epochs}{phase}: train loss {row['train_loss']:.3f}, {figures}{best}"
         left = (self.epochs - row["epoch"]) * row["seconds"] / 60
-        print(with_time(line, f"{row['images_per_second']:.0f} img/s, about {left:.1f} min left"))
+        line = with_time(line, f"{row['images_per_second']:.0f} img/s, about {left:.1f} min left")
+        print(line, flush=True)  # whoever looks at a log file wants to see it now
 
     def _out_of_patience(self) -> bool:
         since = max(self.position.best_epoch, self.config.head_epochs - 1)
@@ -312,16 +329,6 @@ class Loop:
 
 
 _GO_ON = "Everything is saved: fit(..., resume=True) goes on."
-
-
-def validation_metrics(val: Dataset, logits: torch.Tensor) -> dict[str, float]:
-    """Every metric of `METRICS`, from logits (N, K); decided at 0.5, or by the largest probability of several."""
-    data = check(val.labels, logits.double().softmax(1).numpy(), val.classes, val.positive, None)
-    once = np.ones((1, len(data.y)))
-    values = score_metrics(data, once)
-    values |= threshold_metrics(class_counts(data.y, decide(data), len(val.classes), once), data.positive)
-    flat = {name.removesuffix("_macro"): float(value[0]) for name, value in values.items()}
-    return {name: flat[name.removeprefix("val_")] for name in METRICS}
 
 
 def _bounds(n: int, batch_size: int) -> list[tuple[int, int]]:

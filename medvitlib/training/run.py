@@ -16,6 +16,7 @@ makes a run of a name.
 """
 
 import csv
+import errno
 import json
 import os
 import platform
@@ -29,6 +30,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 from torch import nn
 
 from medvitlib.data import Dataset, Preprocessing, Split
@@ -129,13 +131,13 @@ class UnfinishedRun:
             table[f"logit_{name}"] = logits[:, index]
         table.to_csv(self.folder / "validation.csv", index=False)
 
-        shutil.rmtree(self.folder / "last", ignore_errors=True)  # a finished training has nothing to go on with
         old = self.target.with_name(self.target.name + ".old")
         shutil.rmtree(old, ignore_errors=True)
         if self.target.exists():
             os.replace(self.target, old)
         os.replace(self.folder, self.target)
-        shutil.rmtree(old, ignore_errors=True)
+        for folder in (self.target / "last", old):  # not before: until here a training could still go on
+            shutil.rmtree(folder, ignore_errors=True)
         return load_run(self.target)
 
 
@@ -154,7 +156,16 @@ def finished_run(name: str, model: nn.Module, parts: Split, settings: dict) -> R
     if _unfinished(folder).exists() or not (folder / "config.json").is_file():
         return None
     wanted = _config(name, model, parts, settings)
-    return None if _differences(folder, wanted) else load_run(folder)
+    return None if _differences(folder, wanted, model) else load_run(folder)
+
+
+def check_name(name: str) -> None:
+    """MedvitError unless a run can be called so."""
+    if not name or Path(name).name != name or name.startswith(".") or name.endswith(WORKING):
+        raise MedvitError(
+            f"A run's name is one folder name, without '/', that neither starts with a dot nor ends in "
+            f"{' or '.join(WORKING)}; {name!r} was given."
+        )
 
 
 @contextmanager
@@ -168,11 +179,9 @@ def start_run(
     Raises:
         TrainingError: the interrupted run had other settings.
     """
-    if not name or Path(name).name != name or name.startswith(".") or name.endswith(WORKING):
-        raise MedvitError(
-            f"A run's name is one folder name, without '/', that neither starts with a dot nor ends in "
-            f"{' or '.join(WORKING)}; {name!r} was given."
-        )
+    check_name(name)
+    if not hasattr(model, "architecture") or not hasattr(model, "preprocessing"):
+        raise TrainingError(f"{type(model).__name__} says neither how it was built nor what its input is: use `build`.")
     classes = list(parts.train.classes)
     if len(classes) == 2 and parts.train.positive is None:  # said before the training, not after it
         raise DataError(
@@ -193,16 +202,32 @@ def start_run(
             "that can be written."
         ) from error
     with lock:
-        run = UnfinishedRun(folder, parts.train, resume)
-        config = _config(name, model, parts, settings)
-        if not run.resumed:
-            _write_settings(run.folder, parts, config)
-        elif different := _differences(run.folder, config):
-            raise TrainingError(
-                f"{run.folder} was interrupted with other settings: {'; '.join(different)}. Give the same ones, "
-                "or train anew with resume=False."
-            )
-        yield run
+        try:
+            run = UnfinishedRun(folder, parts.train, resume)
+            config = _config(name, model, parts, settings)
+            if not run.resumed:
+                _write_settings(run.folder, parts, config)
+                model.started_as = settings.get("initial_weights")  # after an interruption it is this model no more
+            elif different := _differences(run.folder, config, model):
+                raise TrainingError(
+                    f"{run.folder} was interrupted with other settings: {'; '.join(different)}. Give the same ones, "
+                    "or train anew with resume=False."
+                )
+            yield run
+        except (OSError, SafetensorError) as error:
+            if _full(error):
+                raise TrainingError(
+                    f"{folder} cannot be written any more ({error}). What was saved before stands: free some "
+                    "space, then train on with resume=True."
+                ) from error
+            raise
+
+
+def _full(error: Exception) -> bool:
+    """Whether a disk, a quota or a file's size ran out; safetensors says so in words only."""
+    numbers = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    said = str(error)
+    return getattr(error, "errno", None) in numbers or any(f"os error {number}" in said for number in numbers)
 
 
 def _unfinished(folder: Path) -> Path:
@@ -233,15 +258,17 @@ def _write_settings(folder: Path, parts: Split, config: dict) -> None:
     write_json(folder / "config.json", config)
 
 
-def _differences(folder: Path, config: dict) -> list[str]:
-    """What stands otherwise in a folder's config.json, in words; versions are not settings."""
+def _differences(folder: Path, config: dict, model: nn.Module) -> list[str]:
+    """What stands otherwise in a folder's config.json, in words; versions are not settings, and workers no matter."""
     try:
         before = _flat(json.loads((folder / "config.json").read_text()))
     except (OSError, ValueError) as error:
         return [f"its config.json cannot be read ({error})"]
     now = _flat(json.loads(json.dumps(config, default=str)))
     keys = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
-    keys = [key for key in keys if not key.startswith(("versions.", "weights."))]
+    keys = [key for key in keys if not key.startswith(("versions.", "weights.")) and key != "train.workers"]
+    if before.get("initial_weights") == getattr(model, "started_as", None):  # this very model was trained further
+        keys = [key for key in keys if key != "initial_weights"]
     return [f"{key} was {before.get(key)}, is {now.get(key)}" for key in keys]
 
 
@@ -259,7 +286,6 @@ def load_run(folder: str | Path) -> Run:
     Raises:
         MedvitError: no such run, or a file of it is missing or made for another architecture.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     folder = Path(folder) if (Path(folder) / "model.json").is_file() else runs_dir() / folder

@@ -3,6 +3,7 @@
 import json
 import resource
 import signal
+import threading
 from dataclasses import replace
 
 import cv2
@@ -11,9 +12,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from torch import nn
 
 from medvitlib.data import normalise, open_dataset, split
-from medvitlib.errors import DataError, TrainingError
+from medvitlib.errors import DataError, MedvitError, TrainingError
 from medvitlib.evaluate import evaluate
 from medvitlib.models.zoo import build
 from medvitlib.training import checkpoint, loop
@@ -327,3 +329,80 @@ def test_mlflow_is_not_asked_for_where_it_is_not_installed(parts, model, monkeyp
     monkeypatch.setattr("medvitlib.training.fit.find_spec", lambda name: None)
     run = fit(model, parts, replace(QUICK, epochs=1), name="no-mlflow", **CPU)
     assert (run.folder / "training.png").stat().st_size > 1000
+
+
+def frozen_head():
+    model = build("vit_tiny_test", 2, weights=None)
+    model.head.requires_grad_(False)
+    return model
+
+
+UNFIT = {
+    "another number of classes": (
+        lambda: build("vit_tiny_test", 3, weights=None),
+        {},
+        r"gives \(16, 3\).*num_classes=2",
+    ),
+    "auxiliary heads": (lambda: build("googlenet", 2, weights=None, image_size=32), {}, "GoogLeNetOutputs.*auxiliary"),
+    "weights in half precision": (lambda: build("vit_tiny_test", 2, weights=None).half(), {}, "not float32"),
+    "a frozen head that goes first": (frozen_head, {"head_epochs": 1}, "set head_epochs=0"),
+    "a model of nobody": (lambda: nn.Linear(2, 2), {}, "use `build`"),
+    "one image for batch statistics": (
+        lambda: build("resnet18", 2, weights=None, image_size=32),
+        {"accumulate": 16},
+        "Batch normalisation cannot train on one image",
+    ),
+}
+
+
+@pytest.mark.parametrize("make, settings, message", UNFIT.values(), ids=UNFIT)
+def test_a_model_that_does_not_fit_is_said(parts, make, settings, message):
+    with pytest.raises(TrainingError, match=message):
+        fit(make(), parts, replace(QUICK, epochs=1, **settings), name="unfit", **CPU)
+
+
+@pytest.mark.parametrize("where", [{"device": "gpu"}, {"device": "meta"}, {"device": "cpu", "precision": "bf16"}])
+def test_a_device_or_precision_that_is_none_is_said(parts, model, where):
+    with pytest.raises(MedvitError, match=r"is not here|expected 'auto'"):
+        fit(model, parts, QUICK, name="nowhere", **where)
+
+
+def test_a_last_batch_of_two_is_not_cut_into_single_images(parts):
+    model = build("resnet18", 2, weights=None, image_size=32)
+    few = replace(parts, train=parts.train.subset(range(18)))
+    fit(model, few, replace(QUICK, epochs=1, accumulate=4), name="two-left", **CPU)
+
+
+def test_the_head_alone_can_be_trained(parts, model):
+    run = fit(model, parts, TrainConfig(epochs=0, head_epochs=2), name="head-alone", **CPU)
+    assert set(run.metrics.phase) == {"head"}
+
+
+def test_a_metric_that_is_never_defined_is_saved_as_nothing(parts, model, monkeypatch):
+    values = loop.validation_metrics
+    monkeypatch.setattr(loop, "validation_metrics", lambda *args: values(*args) | {"val_mcc": float("nan")})
+    run = fit(model, parts, replace(QUICK, metric="val_mcc"), name="undefined", **CPU)
+    assert json.loads((run.folder / "model.json").read_text())["chosen"] == {"epoch": 1, "val_mcc": None}
+
+
+def test_a_disk_that_is_full_is_one_sentence_wherever_it_happens(parts, model, monkeypatch):
+    def full(self, row):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("medvitlib.training.run.UnfinishedRun.log", full)
+    with pytest.raises(TrainingError, match=r"cannot be written any more.*resume=True"):
+        fit(model, parts, QUICK, name="full-disk", **CPU)
+
+
+def test_the_users_accelerator_stays_in_use(parts, model):
+    theirs = Accelerator(cpu=True, gradient_accumulation_steps=3)
+    fit(model, parts, replace(QUICK, epochs=1), name="theirs", **CPU)
+    assert theirs.device.type == "cpu" and theirs.gradient_accumulation_steps == 3 and theirs.mixed_precision == "no"
+
+
+def test_it_trains_outside_the_main_thread(parts, model):
+    done = []
+    thread = threading.Thread(target=lambda: done.append(fit(model, parts, QUICK, name="thread", **CPU)))
+    thread.start()
+    thread.join()
+    assert len(done[0].metrics) == 2

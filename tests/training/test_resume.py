@@ -1,6 +1,7 @@
 """A training that is killed and taken up again ends with the weights of one that was not, bit by bit."""
 
 import json
+import multiprocessing
 import os
 import random
 import re
@@ -20,6 +21,7 @@ from medvitlib.models.zoo import build
 from medvitlib.training import checkpoint, loop
 from medvitlib.training.config import TrainConfig
 from medvitlib.training.fit import fit
+from medvitlib.training.run import UnfinishedRun
 
 KILLS = ("update", "row", "half a state", "before its rename", "after its rename")
 SCRIPT = Path(__file__).with_name("killed_training.py")
@@ -78,7 +80,7 @@ def test_a_signal_during_validation_keeps_the_epoch(parts, monkeypatch):
         return forward(*args, **options)
 
     monkeypatch.setattr(loop, "forward", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match=r"epoch 2 was validated.*resume=True"):
         fit(tiny(), parts, CONFIG, name="validating", **CPU)
     monkeypatch.setattr(loop.Loop, "_update", lambda *args: pytest.fail("an update is done twice"))
     run = fit(tiny(), parts, CONFIG, name="validating", resume=True, **CPU)
@@ -89,6 +91,54 @@ def test_a_finished_run_is_not_trained_again(parts, monkeypatch):
     first = fit(tiny(), parts, CONFIG, name="finished", **CPU)
     monkeypatch.setattr(loop.Loop, "run", lambda self: pytest.fail("it trains again"))
     assert fit(tiny(), parts, CONFIG, name="finished", resume=True, **CPU).folder == first.folder
+
+
+def test_the_model_that_was_interrupted_can_be_passed_again(parts, monkeypatch):
+    straight, model = fit(tiny(), parts, CONFIG, name="straight", **CPU), tiny()
+    interrupt(parts, "cell", monkeypatch, model)
+    run = fit(model, parts, replace(CONFIG, workers=1), name="cell", resume=True, **CPU)  # workers change nothing
+    assert (run.folder / "model.safetensors").read_bytes() == (straight.folder / "model.safetensors").read_bytes()
+    monkeypatch.setattr(loop.Loop, "run", lambda self: pytest.fail("it trains again"))
+    assert fit(model, parts, CONFIG, name="cell", resume=True, **CPU).folder == run.folder
+
+
+def test_killed_while_it_takes_its_name_it_only_takes_its_name(parts, monkeypatch):
+    def killed(source, target):
+        if str(source).endswith("naming.unfinished"):
+            raise SystemError
+        rename(source, target)
+
+    rename = os.replace
+    with monkeypatch.context() as patch, pytest.raises(SystemError):
+        patch.setattr("medvitlib.training.run.os.replace", killed)
+        fit(tiny(), parts, CONFIG, name="naming", **CPU)
+    monkeypatch.setattr(loop.Loop, "_update", lambda *args: pytest.fail("an update is done twice"))
+    assert len(fit(tiny(), parts, CONFIG, name="naming", resume=True, **CPU).metrics) == 2
+
+
+def test_a_signal_to_the_whole_group_leaves_the_loader_to_the_training(parts, monkeypatch):
+    update = loop.Loop._update
+
+    def terminated(self, *args):
+        for worker in multiprocessing.active_children() if self.position.step > 1 else ():  # each has begun by then
+            os.kill(worker.pid, signal.SIGTERM)
+        return update(self, *args)
+
+    monkeypatch.setattr(loop.Loop, "_update", terminated)
+    config = replace(CONFIG, workers=2, batch_size=4)
+    assert len(fit(tiny(), parts, config, name="group", **CPU).metrics) == 2
+
+
+def test_a_signal_at_the_very_end_is_not_swallowed(parts, monkeypatch):
+    finish = UnfinishedRun.finish
+
+    def signalled(self, *args, **options):
+        signal.raise_signal(signal.SIGINT)
+        return finish(self, *args, **options)
+
+    monkeypatch.setattr(UnfinishedRun, "finish", signalled)
+    with pytest.raises(KeyboardInterrupt, match="the run is complete"):
+        fit(tiny(), parts, CONFIG, name="at-the-end", **CPU)
 
 
 def test_other_settings_data_or_weights_are_not_taken_up(parts, monkeypatch):
@@ -142,13 +192,13 @@ def parts():
     return replace(parts, train=parts.train.subset(range(56)))
 
 
-def interrupt(parts, name, monkeypatch) -> Path:
+def interrupt(parts, name, monkeypatch, model=None) -> Path:
     """A training of this name that was stopped after its first epoch; returns the folder it left."""
     end = loop.Loop._end_epoch
     with monkeypatch.context() as patch:
         patch.setattr(loop.Loop, "_end_epoch", lambda *args: end(*args) or signal.raise_signal(signal.SIGINT))
         with pytest.raises(KeyboardInterrupt, match="Stopped after epoch 1"):
-            fit(tiny(), parts, CONFIG, name=name, **CPU)
+            fit(model or tiny(), parts, CONFIG, name=name, **CPU)
     from medvitlib.paths import runs_dir
 
     return runs_dir() / f"{name}.unfinished"

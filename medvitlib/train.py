@@ -1,0 +1,135 @@
+"""A training written down in a YAML file: which data, how cut, which model, every setting; then its report.
+
+    name: cxr-vit                   # of the run folder
+    data:
+      name: phantom/cxr             # what `open_dataset` takes: a folder, a manifest, an .npz, or a set's name
+      image_size: 64                # optional, as are positive, groups and
+      rendered: {n_patients: 100}   # the options of a rendered set
+    split: {val: 0.2, test: 0.2, seed: 0, by: groups}
+    model:
+      name: vit_scratch
+      weights: null                 # random numbers; "auto" if left out, or a file
+      pool: mean                    # optional, as are
+      options: {depth: 4}           # the settings of that one model
+    train: {epochs: 20, lr: 3e-4}   # a `TrainConfig`
+    evaluate: {target_recall: 0.95}
+
+Only `name`, `data: name` and `model: name` must be there.
+"""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from torch import nn
+
+from medvitlib.data import Split, open_dataset, split
+from medvitlib.errors import MedvitError, TrainingError
+from medvitlib.evaluate import evaluate
+from medvitlib.evaluation.inputs import check_share
+from medvitlib.evaluation.report import Report
+from medvitlib.models.zoo import build, count_parameters
+from medvitlib.training.config import TrainConfig, of_kind, one_of
+from medvitlib.training.fit import fit
+from medvitlib.training.run import Run, check_name
+
+KEYS = {
+    "data": {"name": str, "image_size": object, "positive": str, "groups": str, "rendered": dict},
+    "split": {"val": float, "test": float, "seed": int, "by": str},
+    "model": {"name": str, "weights": str, "pool": str, "options": dict},
+    "train": None,  # TrainConfig knows its own
+    "evaluate": {"target_recall": float},
+}
+
+
+def train(path: str | Path, *, resume: bool = False, deterministic: bool = False) -> tuple[Run, Report]:
+    """Do what a YAML file says, and print it as it comes: the parts, the weights, the epochs.
+
+    Args:
+        resume: go on with an interrupted training of this name (see `fit`).
+        deterministic: whatever the file says about it.
+
+    Raises:
+        MedvitError: before anything is trained, if the file cannot be read or says what cannot be done.
+    """
+    asked, config = read(path)
+    if deterministic:
+        config = replace(config, deterministic=True)
+    try:
+        net, parts = _made(asked, config.seed)
+    except MedvitError:
+        raise
+    except (TypeError, ValueError, RuntimeError) as error:  # an option's value, which only its constructor can judge
+        raise TrainingError(f"What {path} asks for cannot be made ({type(error).__name__}: {error}).") from error
+    settings = {key: asked[key] for key in ("data", "split", "model")}
+    run = fit(net, parts, config, name=asked["name"], resume=resume, settings={"asked": settings})
+    return run, evaluate(run, parts.test, **asked["evaluate"])
+
+
+def _made(asked: dict[str, Any], seed: int) -> tuple[nn.Module, Split]:
+    """The model and the parts of the data, with a word on each."""
+    data, model = dict(asked["data"]), dict(asked["model"])
+    ds = open_dataset(data.pop("name"), **data.pop("rendered", {}), **data)
+    parts = split(ds, **asked["split"])
+    print(ds, parts.table().to_string(), *parts.notes, sep="\n")
+    options = model.pop("options", {})
+    net = build(model.pop("name"), len(ds.classes), image_size=ds.image_size, seed=seed, **model, **options)
+    if net.weights_info is None:
+        print(f"{net.architecture['name']}: random numbers in {count_parameters(net):,} parameters.")
+    return net, parts
+
+
+def read(path: str | Path) -> tuple[dict[str, Any], TrainConfig]:
+    """The file's content, every section there, every key known and of its kind; `train` as a TrainConfig.
+
+    Raises:
+        TrainingError: names the file, and what in it cannot be.
+    """
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise TrainingError(f"{path} cannot be read: {error.strerror}.") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: not text, or a date that is none
+        raise TrainingError(f"{path} is no YAML: {' '.join(str(error).split())}.") from error
+    try:
+        content = _mapping("the file", content, ["name", *KEYS])
+        asked = {name: _section(name, content.get(name), known) for name, known in KEYS.items()}
+        asked["name"] = of_kind("name", content.get("name"), str)
+        check_name(asked["name"])
+        for name in ("data", "model"):
+            if "name" not in asked[name]:
+                raise TrainingError(f"{name} has no name: write `{name}: {{name: ...}}`.")
+        if clash := set(asked["data"]) & set(asked["data"].get("rendered", {})):
+            raise TrainingError(f"{sorted(clash)} stands in data and in its rendered options.")
+        if clash := {*KEYS["model"], "image_size", "seed"} & set(asked["model"].get("options", {})):
+            raise TrainingError(f"{sorted(clash)}: no options of a model; data and train say the last two.")
+        if "target_recall" in asked["evaluate"]:
+            check_share(asked["evaluate"]["target_recall"], "target_recall", one_allowed=True)
+        return asked, TrainConfig.from_dict(asked["train"])
+    except MedvitError as error:
+        raise TrainingError(f"{path}: {error}") from error
+
+
+def _section(name: str, content: Any, known: dict[str, type] | None) -> dict[str, Any]:
+    """What stands under one key; what is left empty counts as left out, but for the weights: there it means none."""
+    content = _mapping(name, {} if content is None else content, known)
+    if known is None:
+        return content
+    given = {key: value for key, value in content.items() if value is not None or key == "weights"}
+    return {key: _value(f"{name}: {key}", value, known[key]) for key, value in given.items()}
+
+
+def _value(name: str, value: Any, kind: type) -> Any:
+    if kind is dict:
+        return _mapping(name, value, None)
+    return value if value is None or kind is object else of_kind(name, value, kind)
+
+
+def _mapping(name: str, content: Any, known: Iterable[str] | None) -> dict[str, Any]:
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise TrainingError(f"{name} holds {content!r}: expected `key: value` pairs.")
+    for key in content if known is not None else ():
+        one_of(f"{name}: key" if name in KEYS else "key", key, list(known))
+    return content

@@ -1,0 +1,118 @@
+"""`medvit train`: what a YAML file says, done; and every file that cannot be, answered in one sentence."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from medvitlib.cli import main
+from medvitlib.paths import runs_dir
+
+DATA = "data: {name: phantom/cxr, image_size: 32, rendered: {n_patients: 40}}\n"
+MODEL = "model: {name: vit_tiny_test, weights: null, options: {dropout: 0.1}}\n"
+TRAIN = "train: {epochs: 2, batch_size: 8, lr: 1e-3}\n"
+
+
+def written(tmp_path, *lines: str, name: str = "tiny") -> str:
+    path = tmp_path / f"{name}.yaml"
+    path.write_text(f"name: {name}\n" + "".join(lines))
+    return str(path)
+
+
+def weights_of(name: str) -> bytes:
+    return (runs_dir() / name / "model.safetensors").read_bytes()
+
+
+def test_a_file_becomes_a_run_with_its_report(tmp_path, capsys):
+    split = "split: {val: 0.25, seed: 3}\nevaluate: {target_recall: 0.9}\n"
+    assert main(["train", written(tmp_path, DATA, MODEL, TRAIN, split)]) == 0
+    said = capsys.readouterr().out
+    for part in (
+        "train ",
+        "vit_tiny_test: random numbers in",
+        "epoch 2/2:",
+        "for 90 % recall",
+        str(runs_dir() / "tiny"),
+    ):
+        assert part in said
+    config = json.loads((runs_dir() / "tiny" / "config.json").read_text())
+    assert config["train"]["lr"] == 1e-3 and config["asked"]["split"] == {"val": 0.25, "seed": 3}
+    assert config["architecture"]["options"] == {"dropout": 0.1}
+    assert (runs_dir() / "tiny" / "report.json").is_file()
+
+
+def test_deterministic_runs_are_the_same(tmp_path):
+    for name in ("once", "twice"):
+        assert main(["train", written(tmp_path, DATA, MODEL, TRAIN, name=name), "--deterministic"]) == 0
+        assert json.loads((runs_dir() / name / "config.json").read_text())["train"]["deterministic"]
+    assert weights_of("once") == weights_of("twice")
+
+
+@pytest.fixture
+def without_report(monkeypatch):
+    """What follows the training takes longer than so small a training."""
+    monkeypatch.setattr("medvitlib.train.evaluate", lambda run, part: run)
+    monkeypatch.setattr("medvitlib.training.run.Run.sentences", lambda self: [], raising=False)
+
+
+@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_training_that_is_stopped_says_how_to_go_on(tmp_path, number, status, capsys, without_report):
+    longer = TRAIN.replace("2,", "8,", 1)
+    file = written(tmp_path, DATA, MODEL, longer, name="stopped")
+    environment = {"OMP_NUM_THREADS": str(torch.get_num_threads()), "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-m", "medvitlib.cli", "train", file]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, env=os.environ | environment, **pipes) as process:
+        next(line for line in process.stdout if line.startswith("epoch 1/8"))
+        process.send_signal(number)
+        _, said = process.communicate()
+    assert process.returncode == status and "Traceback" not in said
+    assert f"To go on: medvit train {file} --resume" in said
+    assert main(["train", file, "--resume"]) == 0
+    assert "Going on in epoch" in capsys.readouterr().out
+    assert main(["train", written(tmp_path, DATA, MODEL, longer, name="straight")]) == 0
+    assert weights_of("stopped") == weights_of("straight")
+
+
+BAD = {
+    "an unknown section": ("dada: {}\n", "Did you mean 'data'"),
+    "an unknown key": (DATA.replace("image_size", "imagesize") + MODEL, "Did you mean 'image_size'"),
+    "an unknown setting": (DATA + MODEL + "train: {batchsize: 3}\n", "Did you mean 'batch_size'"),
+    "an unknown option of the data": (DATA.replace("n_patients", "patients") + MODEL, "it takes n_patients=150"),
+    "an unknown option of the model": (DATA + MODEL.replace("dropout", "drop_out"), "Nearest: dropout"),
+    "an unknown model": (DATA + MODEL.replace("vit_tiny_test", "vit_tinytest"), "Nearest: vit_tiny"),
+    "no model": (DATA, "model has no name"),
+    "no data": (MODEL, "data has no name"),
+    "a word for a number": (DATA + MODEL + "train: {lr: fast}\n", "lr='fast': expected a number"),
+    "a word for an option": (DATA + MODEL.replace("0.1", "much"), "cannot be made (TypeError"),
+    "a word for a difficulty": (
+        DATA.replace("n_patients: 40", "difficulty: hard") + MODEL,
+        "cannot be made (TypeError",
+    ),
+    "a seed below 0": (DATA + MODEL + "split: {seed: -1}\n", "cannot be made (ValueError: Seed"),
+    "yes for a class": (DATA.replace("image_size: 32", "positive: yes") + MODEL, "in quotes, anything is"),
+    "a word for a section": ("data: phantom/cxr\n", "expected `key: value` pairs"),
+    "percent for a share": (DATA + MODEL + "evaluate: {target_recall: 95}\n", "expected a share in (0, 1]"),
+    "a size in an option": (DATA + MODEL.replace("dropout", "image_size"), "no options of a model"),
+    "something else than YAML": ("data: {name: [\n", "is no YAML"),
+    "code": ("data: !!python/object/apply:os.getcwd []\n", "is no YAML"),
+    "a name with a slash": (DATA + MODEL + "name: a/b\n", "A run's name is one folder name"),
+}
+
+
+@pytest.mark.parametrize("lines, expected", BAD.values(), ids=BAD)
+def test_a_file_that_cannot_be_is_one_sentence(tmp_path, lines, expected, capsys):
+    assert main(["train", written(tmp_path, lines)]) == 1
+    said = capsys.readouterr().err
+    assert expected in said and len(said.splitlines()) == 1
+
+
+def test_a_file_that_cannot_be_read_is_one_sentence(tmp_path, capsys):
+    (tmp_path / "bytes.yaml").write_bytes(b"name: \xff")
+    for file, expected in (("none.yaml", "cannot be read: No such file"), ("bytes.yaml", "is no YAML")):
+        assert main(["train", str(tmp_path / file)]) == 1
+        assert expected in capsys.readouterr().err

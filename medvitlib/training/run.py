@@ -280,32 +280,54 @@ def _flat(settings: dict, prefix: str = "") -> dict:
     return flat
 
 
+def load_model(folder: str | Path) -> tuple[nn.Module, dict]:
+    """A trained model, from its model.safetensors and model.json alone.
+
+    Returns:
+        the model in evaluation mode, carrying `.architecture` and `.preprocessing`, and what model.json says.
+
+    Raises:
+        MedvitError: one of the two files is missing, damaged, or made for another architecture.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    folder = Path(folder)
+    try:
+        info = json.loads((folder / "model.json").read_text())
+        model = build_from(info["architecture"])
+        model.load_state_dict(load_file(folder / "model.safetensors"))
+        model.preprocessing = Preprocessing(**info["preprocessing"])
+    except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+        raise _unreadable("model", folder, error) from error
+    return model.eval(), info
+
+
 def load_run(folder: str | Path) -> Run:
     """Read a finished run back: from its path, or its name under `runs_dir()`.
 
     Raises:
         MedvitError: no such run, or a file of it is missing or made for another architecture.
     """
-    from safetensors.torch import load_file
-
     folder = Path(folder) if (Path(folder) / "model.json").is_file() else runs_dir() / folder
     if not (folder / "model.json").is_file():
         runs = sorted(p.parent.name for p in runs_dir().glob("*/model.json") if not p.parent.name.endswith(WORKING))
         raise MedvitError(f"No finished run at {folder}. Finished runs in {runs_dir()}: {', '.join(runs) or 'none'}.")
+    model, info = load_model(folder)
     try:
-        info = json.loads((folder / "model.json").read_text())
-        model = build_from(info["architecture"])
-        model.load_state_dict(load_file(folder / "model.safetensors"))
-        model.preprocessing = Preprocessing(**info["preprocessing"])
         # a class or a patient may be called NA or None: no word means "missing" here
         words = {"dtype": {"id": str, "group": str, "y_true": str}, "keep_default_na": False}
         validation = pd.read_csv(folder / "validation.csv", **words)
-    except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
-        raise MedvitError(
-            f"The run in {folder} cannot be read ({error}). Run the training again, or restore the folder."
-        ) from error
-    keys = ("classes", "positive", "candidates", "groups_known")
-    return Run(folder, model.eval(), validation=validation, **{key: info[key] for key in keys})
+        keys = ("classes", "positive", "candidates", "groups_known")
+        return Run(folder, model, validation=validation, **{key: info[key] for key in keys})
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise _unreadable("run", folder, error) from error
+
+
+def _unreadable(what: str, folder: Path, error: Exception) -> MedvitError:
+    return MedvitError(
+        f"The {what} in {folder} cannot be read ({error}). Run the training again, or restore the folder."
+    )
 
 
 def write_json(path: Path, content: dict) -> None:

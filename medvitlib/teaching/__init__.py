@@ -1,7 +1,7 @@
 """The two-layer teaching model, trained on rendered CT slices: 0.4 MB that are installed with the library.
 
-It is there to be opened, drawn and broken, not to be believed. Its images were rendered, so it says nothing about any
-patient; and on new rendered ones it is little better than guessing (model.json has the figures).
+It is there to be opened, drawn and broken, not to be believed: its images were rendered, so it says nothing about any
+patient. model.json has its figures on rendered patients it has not seen.
 `python -m medvitlib.teaching` trains it anew.
 """
 

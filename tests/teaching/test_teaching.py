@@ -33,14 +33,10 @@ def test_its_files_are_small_and_hold_no_pickle():
     assert "command" in json.loads((FOLDER / "model.json").read_text())["trained"]
 
 
-def test_on_new_patients_it_is_a_little_better_than_guessing(loaded):
-    """0.577 on these 510 images when it was committed (0.641, 0.515, 0.557 by seed); the bound was set after that."""
+def test_it_finds_plain_disease_in_patients_that_it_has_not_seen(loaded):
+    """Test AUROC 0.833 [0.798, 0.869] when it was committed (model.json); these are other patients again."""
     model, info = loaded
     positive = info["classes"].index(info["positive"])
-    truth, scores = [], []
-    for seed in (1, 2, 3):  # it was trained on seed 0
-        ds = open_dataset("phantom/ct", image_size=224, n_patients=40, seed=seed)
-        logits = forward(model, ds, device="cpu", precision=None)
-        truth.extend(ds.labels == positive)
-        scores.extend(logits[:, positive] - logits[:, 1 - positive])
-    assert roc_auc_score(truth, scores) > 0.55
+    ds = open_dataset("phantom/ct", image_size=224, n_patients=60, seed=3, difficulty=0.0)
+    logits = forward(model, ds, device="cpu", precision=None)
+    assert roc_auc_score(ds.labels == positive, logits[:, positive] - logits[:, 1 - positive]) > 0.7

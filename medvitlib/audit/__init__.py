@@ -21,7 +21,7 @@ from medvitlib.errors import DataError
 from medvitlib.evaluation import Estimate
 from medvitlib.evaluation.result import jsonable
 from medvitlib.paths import runs_dir
-from medvitlib.training.run import write_json
+from medvitlib.training.settings import write_json
 
 __all__ = ["Audit", "Finding", "agreement", "audit"]
 

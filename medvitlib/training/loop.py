@@ -20,7 +20,8 @@ from medvitlib.training.config import METRICS, TrainConfig
 from medvitlib.training.features import forward
 from medvitlib.training.losses import balancing_weights, loss_sums, weight_of
 from medvitlib.training.optim import make_optimizer, rate_at
-from medvitlib.training.run import UnfinishedRun, write_json
+from medvitlib.training.run import UnfinishedRun
+from medvitlib.training.settings import write_json
 from medvitlib.training.validation import validation_metrics
 
 

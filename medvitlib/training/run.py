@@ -19,12 +19,10 @@ import csv
 import errno
 import json
 import os
-import platform
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +35,7 @@ from medvitlib.data import Dataset, Preprocessing, Split
 from medvitlib.errors import DataError, MedvitError, TrainingError
 from medvitlib.models.zoo import build_from
 from medvitlib.paths import runs_dir
+from medvitlib.training.settings import describe, differences, write_json, write_settings
 
 STATE, BEST = "last/state.pt", "last/best.safetensors"
 """What a training goes on with, in the folder of a run in the making (see `checkpoint`)."""
@@ -155,8 +154,8 @@ def finished_run(name: str, model: nn.Module, parts: Split, settings: dict) -> R
     folder = runs_dir() / name
     if _unfinished(folder).exists() or not (folder / "config.json").is_file():
         return None
-    wanted = _config(name, model, parts, settings)
-    return None if _differences(folder, wanted, model) else load_run(folder)
+    wanted = describe(name, model, parts, settings)
+    return None if differences(folder, wanted, model) else load_run(folder)
 
 
 def check_name(name: str) -> None:
@@ -204,11 +203,11 @@ def start_run(
     with lock:
         try:
             run = UnfinishedRun(folder, parts.train, resume)
-            config = _config(name, model, parts, settings)
+            config = describe(name, model, parts, settings)
             if not run.resumed:
-                _write_settings(run.folder, parts, config)
+                write_settings(run.folder, parts, config)
                 model.started_as = settings.get("initial_weights")  # after an interruption it is this model no more
-            elif different := _differences(run.folder, config, model):
+            elif different := differences(run.folder, config, model):
                 raise TrainingError(
                     f"{run.folder} was interrupted with other settings: {'; '.join(different)}. Give the same ones, "
                     "or train anew with resume=False."
@@ -232,52 +231,6 @@ def _full(error: Exception) -> bool:
 
 def _unfinished(folder: Path) -> Path:
     return folder.with_name(folder.name + ".unfinished")
-
-
-def _config(name: str, model: nn.Module, parts: Split, settings: dict) -> dict:
-    weights = getattr(model, "weights_info", None)
-    packages = ("medvitlib", "torch", "torchvision", "timm", "accelerate", "scikit-learn", "numpy", "opencv-python")
-    return {
-        "name": name,
-        **settings,
-        "data": {
-            "name": parts.train.name,
-            "parts": {k: getattr(parts, k).fingerprint for k in ("train", "val", "test")},
-            "table": json.loads(parts.table().to_json(orient="split")),
-            "notes": parts.notes,
-        },
-        "architecture": model.architecture,
-        "weights": asdict(weights) if weights is not None else "random initialisation",
-        "versions": {"python": platform.python_version(), **{p: _version(p) for p in packages}},
-    }
-
-
-def _write_settings(folder: Path, parts: Split, config: dict) -> None:
-    quarantine = {(q.path, q.reason) for part in (parts.train, parts.val, parts.test) for q in part.quarantine}
-    pd.DataFrame(sorted(quarantine), columns=["path", "reason"]).to_csv(folder / "quarantine.csv", index=False)
-    write_json(folder / "config.json", config)
-
-
-def _differences(folder: Path, config: dict, model: nn.Module) -> list[str]:
-    """What stands otherwise in a folder's config.json, in words; versions are not settings, and workers no matter."""
-    try:
-        before = _flat(json.loads((folder / "config.json").read_text()))
-    except (OSError, ValueError) as error:
-        return [f"its config.json cannot be read ({error})"]
-    now = _flat(json.loads(json.dumps(config, default=str)))
-    keys = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
-    keys = [key for key in keys if not key.startswith(("versions.", "weights.")) and key != "train.workers"]
-    if before.get("initial_weights") == getattr(model, "started_as", None):  # this very model was trained further
-        keys = [key for key in keys if key != "initial_weights"]
-    return [f"{key} was {before.get(key)}, is {now.get(key)}" for key in keys]
-
-
-def _flat(settings: dict, prefix: str = "") -> dict:
-    """Nested dictionaries as one, keys joined by dots."""
-    flat = {}
-    for key, value in settings.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
 
 
 def load_model(folder: str | Path) -> tuple[nn.Module, dict]:
@@ -328,17 +281,3 @@ def _unreadable(what: str, folder: Path, error: Exception) -> MedvitError:
     return MedvitError(
         f"The {what} in {folder} cannot be read ({error}). Run the training again, or restore the folder."
     )
-
-
-def write_json(path: Path, content: dict) -> None:
-    """Written aside, then renamed; strict JSON."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(content, indent=2, allow_nan=False, default=str) + "\n")
-    os.replace(part, path)
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except ImportError:  # PackageNotFoundError: installed under another name, as OpenCV often is
-        return "unknown"

@@ -1,0 +1,75 @@
+"""What a run was asked to do, as config.json remembers it, and whether two runs were asked the same."""
+
+import json
+import os
+import platform
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+
+import pandas as pd
+from torch import nn
+
+from medvitlib.data import Split
+
+
+def describe(name: str, model: nn.Module, parts: Split, settings: dict) -> dict:
+    """What config.json says of a run: its settings, data, architecture, weights and versions."""
+    weights = getattr(model, "weights_info", None)
+    packages = ("medvitlib", "torch", "torchvision", "timm", "accelerate", "scikit-learn", "numpy", "opencv-python")
+    return {
+        "name": name,
+        **settings,
+        "data": {
+            "name": parts.train.name,
+            "parts": {k: getattr(parts, k).fingerprint for k in ("train", "val", "test")},
+            "table": json.loads(parts.table().to_json(orient="split")),
+            "notes": parts.notes,
+        },
+        "architecture": model.architecture,
+        "weights": asdict(weights) if weights is not None else "random initialisation",
+        "versions": {"python": platform.python_version(), **{p: _version(p) for p in packages}},
+    }
+
+
+def write_settings(folder: Path, parts: Split, config: dict) -> None:
+    """Write config.json, and quarantine.csv: which files were left out, and why."""
+    quarantine = {(q.path, q.reason) for part in (parts.train, parts.val, parts.test) for q in part.quarantine}
+    pd.DataFrame(sorted(quarantine), columns=["path", "reason"]).to_csv(folder / "quarantine.csv", index=False)
+    write_json(folder / "config.json", config)
+
+
+def differences(folder: Path, config: dict, model: nn.Module) -> list[str]:
+    """What stands otherwise in a folder's config.json, in words; versions are not settings, and workers no matter."""
+    try:
+        before = _flat(json.loads((folder / "config.json").read_text()))
+    except (OSError, ValueError) as error:
+        return [f"its config.json cannot be read ({error})"]
+    now = _flat(json.loads(json.dumps(config, default=str)))
+    keys = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    keys = [key for key in keys if not key.startswith(("versions.", "weights.")) and key != "train.workers"]
+    if before.get("initial_weights") == getattr(model, "started_as", None):  # this very model was trained further
+        keys = [key for key in keys if key != "initial_weights"]
+    return [f"{key} was {before.get(key)}, is {now.get(key)}" for key in keys]
+
+
+def _flat(settings: dict, prefix: str = "") -> dict:
+    """Nested dictionaries as one, keys joined by dots."""
+    flat = {}
+    for key, value in settings.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Written aside, then renamed; strict JSON."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(content, indent=2, allow_nan=False, default=str) + "\n")
+    os.replace(part, path)
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except ImportError:  # PackageNotFoundError: installed under another name, as OpenCV often is
+        return "unknown"

@@ -20,6 +20,7 @@ _HOME = {
     "mix": "mixing",
     "FAMILIES": "phantoms",
     "Split": "splits",
+    "same_split": "splits",
     "split": "splits",
     "duplicates": "splits",
     "HALF": "transforms",

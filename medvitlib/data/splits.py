@@ -236,3 +236,25 @@ def _note_share(notes: list[str], name: str, achieved: float, asked: float) -> N
         notes.append(
             f"{name} has {achieved:.0%} of the images, not {asked:.0%}: the groups are too large to come closer."
         )
+
+
+def same_split(parts: Split, ds: Dataset) -> Split:
+    """The same images in the same parts, from the same set opened in another way, for instance at another size.
+
+    Groups are those of `parts`: clusters are found at one size, and hold at all.
+
+    Raises:
+        DataError: if `ds` lacks an image of `parts`.
+    """
+    row = {name: i for i, name in enumerate(ds.ids)}
+    found = {}
+    for name in ("train", "val", "test"):
+        part = getattr(parts, name)
+        if absent := [i for i in part.ids if i not in row]:
+            raise DataError(
+                f"{ds.name!r} lacks {len(absent)} images of the {name} part of {part.name!r} ({absent[0]}, ...): open "
+                "the same set, with the same options but for its size."
+            )
+        images = ds.subset([row[i] for i in part.ids])
+        found[name] = replace(images, groups=part.groups, groups_known=part.groups_known, splits=part.splits)
+    return Split(**found, notes=list(parts.notes))

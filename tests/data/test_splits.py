@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medvitlib.data import Dataset, duplicates, open_dataset, split
+from medvitlib.data import Dataset, duplicates, open_dataset, same_split, split
 from medvitlib.data.splits import _folds
 from medvitlib.errors import DataError
 
@@ -236,3 +236,15 @@ def test_augmented_copies_of_one_photograph_stay_together(real_data):
     cut = split(ds, val=0.2)
     assert ds.groups_known and not set(cut.train.groups) & set(cut.val.groups)
     assert set(cut.test.splits) == {"test"} and len(cut.test) == 600
+
+
+def test_another_size_is_split_alike():
+    large, small = (open_dataset("phantom/ct", image_size=size, n_patients=12) for size in (224, 64))
+    parts = split(large, by="clusters")
+    again = same_split(parts, small)
+    for name in ("train", "val", "test"):
+        one, other = getattr(parts, name), getattr(again, name)
+        assert list(one.ids) == list(other.ids) and list(one.groups) == list(other.groups)
+        assert list(one.labels) == list(other.labels) and other.image_size == (64, 64)
+    with pytest.raises(DataError, match=r"lacks .* of the train part"):
+        same_split(parts, small.subset(range(3)))

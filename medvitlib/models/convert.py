@@ -13,7 +13,7 @@ from medvitlib.errors import WeightsError
 from medvitlib.models.builders import BUILDERS, head_name, library_of, published
 from medvitlib.models.foreign import few, read_foreign
 from medvitlib.models.npz import META_KEY, Checkpoint
-from medvitlib.models.vit import CONFIGS
+from medvitlib.models.vit import MODELS
 from medvitlib.models.zoo import build_from
 
 SUFFIX = ".safetensors"
@@ -85,7 +85,7 @@ def convert(
     if name is not None:
         fits = {name: _must_fit(state, name, old)}
     else:
-        found = {own: _compare(state, own) for own in CONFIGS}
+        found = {own: _compare(state, own) for own in MODELS}
         fits = {own: classes for own, (classes, problems) in found.items() if not problems}
     meta = {"source": old.name} | ({"note": "averaged weights (EMA)"} if foreign.ema else {})
     _write(state, new, meta)
@@ -152,7 +152,7 @@ def _compare(state: dict[str, torch.Tensor], name: str) -> tuple[int | None, lis
     classes = None if weight is None or not weight.ndim else len(weight)
     target = {key: tuple(value.shape) for key, value in _blank(state, name, classes or 2).state_dict().items()}
     given = {key: tuple(value.shape) for key, value in state.items()}
-    if name in CONFIGS:
+    if name in MODELS:
         given = {key: shape for key, shape in given.items() if not key.endswith(".gamma")}
     if classes is None:
         target = {key: shape for key, shape in target.items() if not key.startswith(f"{head}.")}
@@ -186,6 +186,7 @@ def _architecture(state: dict[str, torch.Tensor], name: str, classes: int | None
         "image_size": list(published(name)[1].image_size),
         "pool": None,
         "in_channels": 1 if grey else 3,
+        "options": {},
     }
 
 

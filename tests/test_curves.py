@@ -48,7 +48,7 @@ def test_the_three_panels_show_the_table():
     np.testing.assert_array_equal(lines(metric)["validation AUROC"], table.val_auroc)
     np.testing.assert_array_equal(lines(metric)["validation accuracy"], table.val_accuracy)
     np.testing.assert_array_equal(lines(rate)["learning rate"], table.lr)
-    assert [text.get_text() for text in loss.texts] == ["8 epochs, 4.0 min"]
+    assert [text.get_text() for text in loss.texts] == ["8 epochs"]
 
 
 def test_the_epoch_that_was_kept_is_ringed_on_every_curve():

@@ -4,7 +4,7 @@
 
 A step is forward, cross-entropy, backward and AdamW, on random images that are already on the device. All models have
 the same shape (`vit_scratch`: 256 wide, 6 blocks of 8 heads, patches of 16):
-    medvitlib     models.vit.vit_scratch
+    medvitlib     models.named.vit_scratch
     timm          VisionTransformer
     transformers  ViTForImageClassification (scaled-dot-product attention, its default)
     vit-pytorch   ViT
@@ -34,7 +34,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer as TimmViT
 from torch import nn
 
-from medvitlib.models.vit import vit_scratch
+from medvitlib.models.named import vit_scratch
 from medvitlib.models.zoo import count_parameters
 from medvitlib.precision import autocast_dtype
 

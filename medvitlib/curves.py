@@ -10,6 +10,7 @@ from matplotlib.ticker import MaxNLocator
 
 from medvitlib.errors import EvaluationError
 from medvitlib.plotstyle import BLUE, GREEN, GREY, VERMILION, canvas, clean, headline, key, line_style
+from medvitlib.training.config import METRICS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,7 +24,7 @@ NAMES = {
     "lr": "learning rate",
 }
 LOSSES = ("train_loss", "val_nll")
-FALLING = ("val_nll", "train_loss")  # better when smaller
+FALLING = ("train_loss", *(name for name, best in METRICS.items() if best is min))  # better when smaller
 INK = {"train_loss": VERMILION, "val_nll": BLUE, "val_auroc": BLUE, "val_accuracy": GREEN}
 
 

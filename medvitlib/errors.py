@@ -4,6 +4,9 @@ Each message says what was given, what was expected and what to do next. The com
 without a traceback; in a notebook it is the last line of one.
 """
 
+import difflib
+from collections.abc import Iterable
+
 
 class MedvitError(Exception):
     """Anything that the caller can put right."""
@@ -27,3 +30,11 @@ class EvaluationError(MedvitError, ValueError):
 
 class ExplanationError(MedvitError, ValueError):
     """A model that cannot be explained as asked, or an unknown way to explain it."""
+
+
+def one_of(name: str, value: str, choices: Iterable[str], error: type[MedvitError] = MedvitError) -> None:
+    """Raise the error, with the nearest choice, unless the value is one of the choices."""
+    choices = list(choices)
+    if value not in choices:
+        nearest = difflib.get_close_matches(str(value).lower(), choices, n=1, cutoff=0.0)[0]
+        raise error(f"{name} {value!r} is unknown. Did you mean {nearest!r}? There are: {', '.join(choices)}.")

@@ -26,12 +26,12 @@ import yaml
 from torch import nn
 
 from medvitlib.data import Split, open_dataset, split
-from medvitlib.errors import MedvitError, TrainingError
+from medvitlib.errors import MedvitError, TrainingError, one_of
 from medvitlib.evaluate import evaluate
 from medvitlib.evaluation.inputs import check_share
 from medvitlib.evaluation.report import Report
 from medvitlib.models.zoo import build, count_parameters
-from medvitlib.training.config import TrainConfig, of_kind, one_of
+from medvitlib.training.config import TrainConfig, of_kind
 from medvitlib.training.fit import fit
 from medvitlib.training.run import Run, check_name
 
@@ -131,5 +131,5 @@ def _mapping(name: str, content: Any, known: Iterable[str] | None) -> dict[str, 
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise TrainingError(f"{name} holds {content!r}: expected `key: value` pairs.")
     for key in content if known is not None else ():
-        one_of(f"{name}: key" if name in KEYS else "key", key, list(known))
+        one_of(f"{name}: key" if name in KEYS else "key", key, known, TrainingError)
     return content

@@ -10,6 +10,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
 from medvitlib import paths
 from medvitlib.paths import cache_dir
@@ -119,3 +121,24 @@ def pytest_runtest_makereport(item, call):
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
         report.outcome, report.longrepr = "failed", f"may not be skipped under CI: {reason}"
     return report
+
+
+@pytest.fixture
+def redraw():
+    """Draw a model's weights anew, so far from its initial ones that every path through it matters."""
+
+    def draw(model: nn.Module, seed: int = 0) -> nn.Module:
+        """Every parameter of order 0.1 to 1; weight matrices scaled so that the signal neither dies nor explodes."""
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                noise = torch.randn(parameter.shape, generator=generator)
+                if "norm" in name and name.endswith("weight"):
+                    parameter.copy_(1 + 0.3 * noise)
+                elif parameter.ndim in (2, 4):
+                    parameter.copy_(noise * parameter[0].numel() ** -0.5)
+                else:
+                    parameter.copy_(0.3 * noise)
+        return model.eval()
+
+    return draw

@@ -5,7 +5,6 @@ given to it would be turned by one angle: here every image is drawn for on its o
 (seed, epoch, the image's id). `recipe_table()` prints every step and number, read off the steps that run.
 """
 
-import difflib
 import hashlib
 import inspect
 import math
@@ -23,7 +22,7 @@ from torchvision.transforms import v2
 from medvitlib.data.dataset import Dataset
 from medvitlib.data.decode import height_and_width
 from medvitlib.data.loading import Images
-from medvitlib.errors import DataError
+from medvitlib.errors import DataError, one_of
 
 # Ruifrok & Johnston 2001: optical density in (R, G, B) of one unit of haematoxylin, eosin, DAB
 STAINS = torch.nn.functional.normalize(torch.tensor([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]]))
@@ -175,9 +174,7 @@ def recipe(name: str, image_size: int | tuple[int, int] = 224) -> Recipe:
     Raises:
         DataError: if there is no such recipe (with the nearest name) or no such size.
     """
-    if name not in RECIPES:
-        nearest = difflib.get_close_matches(str(name), RECIPES, n=1, cutoff=0.0)[0]
-        raise DataError(f"no recipe {name!r}. Did you mean {nearest!r}? There are: {', '.join(RECIPES)}.")
+    one_of("recipe", name, RECIPES, DataError)
     return Recipe(name, height_and_width(image_size))
 
 

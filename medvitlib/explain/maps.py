@@ -115,10 +115,7 @@ class AttentionMaps:
             )
         views = []
         for layer in self.layers:
-            if layer.grid != (
-                rows,
-                columns,
-            ):  # Swin merges two by two, an odd last one with padding
+            if layer.grid != (rows, columns):  # Swin merges two by two, an odd last one with padding
                 row, column = row // round(rows / layer.grid[0]), column // round(columns / layer.grid[1])
                 rows, columns = layer.grid
             views.append(layer.of_patch(row, column))

@@ -12,7 +12,7 @@ from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.patches import Rectangle
 
-from medvitlib.errors import ExplanationError
+from medvitlib.errors import ExplanationError, one_of
 from medvitlib.explain.maps import AttentionMaps, upsample
 from medvitlib.pictures import INK, OUTLINE, bare, draw_image
 
@@ -47,8 +47,7 @@ def show_attention(
     Raises:
         ExplanationError: a view, layer or scale that there is not.
     """
-    if scale not in SCALES:
-        raise ExplanationError(f"scale={scale!r} is unknown: choose one of {', '.join(SCALES)}.")
+    one_of("scale", scale, SCALES, ExplanationError)
     views = _view(maps, view)
     shown = list(range(len(views))) if layers is None else list(layers)
     if not shown or not all(0 <= layer < len(views) for layer in shown):

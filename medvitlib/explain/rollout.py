@@ -1,10 +1,8 @@
 """Attention rollout: attention followed through the layers, residual connections included."""
 
-import difflib
-
 import torch
 
-from medvitlib.errors import ExplanationError
+from medvitlib.errors import ExplanationError, one_of
 from medvitlib.explain.maps import AttentionMaps
 
 FUSIONS = {
@@ -42,8 +40,8 @@ def rollout(
             "windows and merges its patches between stages. Use of_mean_query() or of_patch(row, column)."
         )
     query = query or ("class" if maps.class_token else "mean")
-    _need_known("head_fusion", head_fusion, list(FUSIONS))
-    _need_known("query", query, QUERIES)
+    one_of("head_fusion", head_fusion, FUSIONS, ExplanationError)
+    one_of("query", query, QUERIES, ExplanationError)
     if not 0 <= discard < 1:
         raise ExplanationError(f"discard={discard}: a share from 0 (keep all) to below 1 is expected.")
     if query == "class":
@@ -69,10 +67,3 @@ def _without_lowest(fused: torch.Tensor, share: float, class_token: bool) -> tor
     if class_token:
         kept[:, 0] = flat[:, 0]
     return kept.view_as(fused)
-
-
-def _need_known(option: str, value: str, known: list[str] | tuple[str, ...]) -> None:
-    if value not in known:
-        nearest = difflib.get_close_matches(str(value), known, n=1, cutoff=0.5)
-        meant = f" Did you mean {nearest[0]!r}?" if nearest else ""
-        raise ExplanationError(f"{option}={value!r} is unknown: choose one of {', '.join(known)}.{meant}")

@@ -15,9 +15,10 @@ from medvitlib.data.transforms import HALF, IMAGENET, Preprocessing
 from medvitlib.errors import MedvitError, WeightsError
 from medvitlib.models.attention_classifier import TransformerClassifier
 from medvitlib.models.checkpoint import load_into_vit
+from medvitlib.models.named import MODELS, OPTIONS
 from medvitlib.models.npz import Checkpoint
 from medvitlib.models.sources import Source, source_of
-from medvitlib.models.vit import MODELS, OPTIONS, VisionTransformer
+from medvitlib.models.vit import VisionTransformer
 
 OWN = {**MODELS, "transformer_classifier": TransformerClassifier}
 SIZES = ("image_size", "in_channels", "num_classes")

@@ -10,10 +10,11 @@ import torch
 from torch import nn
 
 from medvitlib.errors import WeightsError
-from medvitlib.models.builders import BUILDERS, head_name, library_of, published
+from medvitlib.models.builders import BUILDERS, OWN, head_name, library_of, published
 from medvitlib.models.foreign import few, read_foreign
+from medvitlib.models.named import MODELS
 from medvitlib.models.npz import META_KEY, Checkpoint
-from medvitlib.models.vit import MODELS
+from medvitlib.models.sources import SHORT_NAMES
 from medvitlib.models.zoo import build_from
 
 SUFFIX = ".safetensors"
@@ -85,7 +86,7 @@ def convert(
     if name is not None:
         fits = {name: _must_fit(state, name, old)}
     else:
-        found = {own: _compare(state, own) for own in MODELS}
+        found = {own: _compare(state, own) for own in OWN if own not in SHORT_NAMES.values()}
         fits = {own: classes for own, (classes, problems) in found.items() if not problems}
     meta = {"source": old.name} | ({"note": "averaged weights (EMA)"} if foreign.ema else {})
     _write(state, new, meta)

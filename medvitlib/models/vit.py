@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from timm.layers import DropPath
 from torch import nn
 
-from medvitlib.errors import MedvitError
+from medvitlib.errors import MedvitError, one_of
 
 POOLS = ("token", "mean", "token_mean")
 
@@ -158,8 +158,7 @@ class VisionTransformer(nn.Module):
         super().__init__()
         if dim % heads:
             raise MedvitError(f"dim {dim} cannot be shared by {heads} heads: choose a divisor of {dim}.")
-        if pool not in POOLS:
-            raise MedvitError(f"pool {pool!r} is unknown: choose one of {', '.join(POOLS)}.")
+        one_of("pool", pool, POOLS)
         check_rate("dropout", dropout)
         check_rate("drop_path", drop_path)
         self.pool = pool
@@ -256,69 +255,3 @@ def resize_position(
     patches = patches.transpose(1, 2).unflatten(2, old).float().contiguous()  # (1, D, h, w)
     patches = F.interpolate(patches, size=new, mode="bicubic", antialias=True)
     return torch.cat([tokens, patches.flatten(2).transpose(1, 2).to(tokens.dtype)], dim=1)
-
-
-OPTIONS = ("dropout", "drop_path", "pool")
-"""Settings of `VisionTransformer` that every model below takes: they change how it trains, not what it is called."""
-
-
-def vit_tiny_test(
-    image_size: int | tuple[int, int] = 32, in_channels: int = 3, num_classes: int = 2, **options
-) -> VisionTransformer:
-    """Makes tests instant: 32 px, patches of 8, 16 wide, 2 blocks of 2 heads."""
-    return VisionTransformer(image_size, 8, in_channels, num_classes, dim=16, depth=2, heads=2, **options)
-
-
-def vit_scratch(
-    image_size: int | tuple[int, int] = 224,
-    in_channels: int = 3,
-    num_classes: int = 2,
-    *,
-    patch_size: int = 16,
-    dim: int = 256,
-    depth: int = 6,
-    heads: int = 8,
-    mlp_ratio: float = 4.0,
-    dropout: float = 0.1,
-    drop_path: float = 0.05,
-    **options,
-) -> VisionTransformer:
-    """To be trained from random numbers on thousands of images: 4.99 M parameters with its own sizes.
-
-    No weights are published for it, so that its sizes may be chosen freely.
-    """
-    sizes = {"dim": dim, "depth": depth, "heads": heads, "mlp_ratio": mlp_ratio}
-    options |= {"dropout": dropout, "drop_path": drop_path}
-    return VisionTransformer(image_size, patch_size, in_channels, num_classes, **sizes, **options)
-
-
-def vit_small_patch14_dinov2(
-    image_size: int | tuple[int, int] = 224, in_channels: int = 3, num_classes: int = 2, **options
-) -> VisionTransformer:
-    """ViT-S/14, 22 M parameters (DINOv2, Oquab et al. 2023; published at 518 px)."""
-    return VisionTransformer(image_size, 14, in_channels, num_classes, dim=384, depth=12, heads=6, **options)
-
-
-def vit_s16(
-    image_size: int | tuple[int, int] = 224, in_channels: int = 3, num_classes: int = 2, **options
-) -> VisionTransformer:
-    """ViT-S/16, 22 M parameters (Steiner et al., "How to train your ViT?", 2021)."""
-    return VisionTransformer(image_size, 16, in_channels, num_classes, dim=384, depth=12, heads=6, **options)
-
-
-def vit_b16(
-    image_size: int | tuple[int, int] = 224, in_channels: int = 3, num_classes: int = 2, **options
-) -> VisionTransformer:
-    """ViT-B/16, 86 M parameters (Table 1 of the paper)."""
-    return VisionTransformer(image_size, 16, in_channels, num_classes, dim=768, depth=12, heads=12, **options)
-
-
-MODELS = {
-    "vit_tiny_test": vit_tiny_test,
-    "vit_scratch": vit_scratch,
-    "vit_small_patch14_dinov2": vit_small_patch14_dinov2,
-    "vit_s16": vit_s16,
-    "vit_b16": vit_b16,
-    "vit_small_patch16_224": vit_s16,  # timm's names of the same two
-    "vit_base_patch16_224": vit_b16,
-}

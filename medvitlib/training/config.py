@@ -1,11 +1,10 @@
 """Every setting of a training, checked when it is made."""
 
-import difflib
 from dataclasses import dataclass, fields
 from typing import Any, get_type_hints
 
 from medvitlib.data import RECIPES
-from medvitlib.errors import TrainingError
+from medvitlib.errors import TrainingError, one_of
 
 OPTIMIZERS = ("adamw", "adam", "sgd")
 SCHEDULES = ("cosine", "step", "constant")
@@ -99,7 +98,7 @@ class TrainConfig:
         for name, kind in get_type_hints(TrainConfig).items():
             object.__setattr__(self, name, of_kind(name, getattr(self, name), kind))
         for name, choices in _CHOICES.items():
-            one_of(name, getattr(self, name), choices)
+            one_of(name, getattr(self, name), choices, TrainingError)
         for name, (low, high) in _RANGES.items():
             if not low <= getattr(self, name) <= high:
                 upper = f" to {high:g}" if high < float("inf") else " or more"
@@ -117,7 +116,7 @@ class TrainConfig:
         """From a mapping such as a YAML file's; TrainingError names an unknown setting and the nearest known one."""
         known = [f.name for f in fields(cls)]
         for name in settings:
-            one_of("setting", name, known)
+            one_of("setting", name, known, TrainingError)
         return cls(**settings)
 
 
@@ -151,13 +150,6 @@ _RANGES = {
     "patience": (0, _ANY),
     "workers": (0, 256),
 }
-
-
-def one_of(name: str, value: str, choices) -> None:
-    """TrainingError, with the nearest, unless the value is one of the choices."""
-    if value not in choices:
-        nearest = difflib.get_close_matches(str(value).lower(), choices, n=1, cutoff=0.0)[0]
-        raise TrainingError(f"{name} {value!r} is unknown. Did you mean {nearest!r}? There are: {', '.join(choices)}.")
 
 
 def of_kind(name: str, value: Any, kind: type) -> Any:

@@ -6,19 +6,19 @@ import time
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from medvitlib.data import Augmented, Split, augmented, mix, normalise
+from medvitlib.data import Augmented, Split, augmented
 from medvitlib.errors import TrainingError
 from medvitlib.models.zoo import head_of
 from medvitlib.progress import track, with_time
 from medvitlib.training.checkpoint import Position, Stop, ignore_signals, load_state, save_best, save_state
 from medvitlib.training.config import METRICS, TrainConfig
 from medvitlib.training.features import forward
-from medvitlib.training.losses import balancing_weights, loss_sums, weight_of
+from medvitlib.training.gradients import Gradients, layout_of
+from medvitlib.training.losses import balancing_weights
 from medvitlib.training.optim import make_optimizer, rate_at
 from medvitlib.training.run import UnfinishedRun
 from medvitlib.training.settings import write_json
@@ -41,10 +41,7 @@ class Loop:
     ):
         self.config, self.parts, self.folder, self.stop, self.quiet = config, parts, folder, stop, quiet
         self.accelerator, self.device, self.dtype = accelerator, accelerator.device, dtype
-        # a ViT's one convolution cuts patches and gains nothing from another layout
-        convolutional = sum(isinstance(module, nn.Conv2d) for module in model.modules()) > 1
-        self.layout = torch.channels_last if convolutional else torch.contiguous_format
-        self.model = model.to(self.device, memory_format=self.layout)
+        self.model = model.to(self.device, memory_format=layout_of(model))
         self.trainable = [p for p in model.parameters() if p.requires_grad]
         if not self.trainable:
             raise TrainingError("No parameter of this model requires a gradient: there is nothing to train.")
@@ -55,14 +52,14 @@ class Loop:
         self.ema = ModelEmaV3(model, decay=config.ema, use_warmup=True) if config.ema else None
         self.train = parts.train if config.recipe == "none" else augmented(parts.train, config.recipe, config.seed)
         self.bounds = _bounds(len(self.train), config.batch_size)
-        self.batch = max(last - first for first, last in self.bounds)
-        self.labels = torch.from_numpy(np.asarray(parts.train.labels))
-        balance = balancing_weights(self.labels, len(parts.train.classes))
-        self.class_weights = balance.to(self.device) if config.balance == "weights" else None
-        self.image_weights = balance[self.labels].double() if config.balance == "sampling" else None
+        largest, classes = max(last - first for first, last in self.bounds), len(parts.train.classes)
+        labels = torch.from_numpy(np.asarray(parts.train.labels))
+        balance = balancing_weights(labels, classes)
+        self.image_weights = balance[labels].double() if config.balance == "sampling" else None
+        class_weights = balance.to(self.device) if config.balance == "weights" else None
+        self.gradients = Gradients(model, config, accelerator, class_weights, classes, largest)
         self.epochs = config.head_epochs + config.epochs
-        self.position, self.logits = Position(accumulate=config.accumulate), None
-        self.optimizer = None
+        self.position, self.logits, self.optimizer = Position(), None, None
 
     def run(self) -> tuple[Position, torch.Tensor]:
         """Every epoch that is left; returns where it ended and the validation logits (N, K) of the best epoch."""
@@ -70,6 +67,8 @@ class Loop:
             if self.folder.resumed:
                 self._load()
             else:
+                if self.folder.replaces and not self.quiet:
+                    print("An interrupted training of this name was thrown away: resume=True would have gone on.")
                 self._enter_phase()
             if self.config.compile:
                 self.model.compile()
@@ -146,13 +145,7 @@ class Loop:
         rate = 1.0 if self.head_only else self._rate()
         for group in self.optimizer.param_groups:
             group["lr"] = group["base_lr"] * rate
-        loss = None
-        while loss is None:
-            try:
-                torch.manual_seed(_seed(config.seed, position.epoch, position.step))
-                loss = self._gradients(images, labels)
-            except (RuntimeError, ValueError) as error:
-                self._in_smaller_parts(len(images), error)
+        loss = self.gradients.add(images, labels, seed=_seed(config.seed, position.epoch, position.step))
         self.accelerator.unscale_gradients(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.trainable, config.clip_norm or math.inf).item()
         # with scaled gradients an infinite norm is in order: the scaler skips the update and halves its factor
@@ -167,74 +160,6 @@ class Loop:
     def _rate(self) -> float:
         step = (self.position.epoch - self.config.head_epochs) * len(self.bounds) + self.position.step
         return rate_at(step, len(self.bounds), self.config)
-
-    def _gradients(self, images: torch.Tensor, labels: torch.Tensor) -> float:
-        """Forward and backward, part by part; returns the mean loss of the batch."""
-        config, classes = self.config, len(self.parts.train.classes)
-        x = normalise(images.to(self.device, non_blocking=True), self.model.preprocessing)  # (B, C, H, W)
-        labels = labels.to(self.device)
-        if config.mixup or config.cutmix:
-            x, target = mix(x, labels, num_classes=classes, mixup=config.mixup, cutmix=config.cutmix)
-        else:
-            target = F.one_hot(labels, classes).float()  # (B, K)
-        whole = weight_of(target, self.class_weights).sum()
-        total = torch.zeros((), device=self.device)
-        parts = min(self.position.accumulate, -(-len(x) // self.part))  # the last batch may need fewer
-        for part, share in zip(x.tensor_split(parts), target.tensor_split(parts), strict=True):
-            with self.accelerator.autocast():
-                logits = self.model(part.contiguous(memory_format=self.layout))
-            if getattr(logits, "shape", None) != share.shape:
-                given = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
-                raise TrainingError(
-                    f"The model gives {given} for {len(part)} images of {classes} classes: expected "
-                    f"logits {tuple(share.shape)}. Build it with num_classes={classes}, without auxiliary heads."
-                )
-            losses = loss_sums(
-                logits,
-                share,
-                class_weights=self.class_weights,
-                label_smoothing=config.label_smoothing,
-                focal_gamma=config.focal_gamma if config.loss == "focal" else 0.0,
-            )
-            loss = losses.sum() / whole
-            self.accelerator.backward(loss)
-            total += loss.detach()
-        return total.item()
-
-    @property
-    def part(self) -> int:
-        """Images that go through the model at a time, at most."""
-        return -(-self.batch // self.position.accumulate)
-
-    def _in_smaller_parts(self, images: int, error: RuntimeError | ValueError) -> None:
-        """Twice as many parts a batch from here on; raises the error again if it is another one, or nothing is left."""
-        from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
-
-        if "more than 1 value per channel" in str(error):
-            raise TrainingError(
-                "Batch normalisation cannot train on one image at a time: take a larger batch_size, or fewer parts "
-                f"(accumulate={self.position.accumulate})."
-            ) from error
-        if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-            raise TrainingError(
-                f"torch.compile could not translate this model ({str(error).strip().splitlines()[0]}): set "
-                "compile=False, or see to it that there is a C++ compiler."
-            ) from error
-        if not should_reduce_batch_size(error):
-            raise error
-        before = min(images, self.part)
-        if before <= 1:
-            raise TrainingError(
-                "The device runs out of memory with one image at a time. Take smaller images or a smaller model."
-            ) from error
-        error.__traceback__ = None  # its frames hold what did not fit
-        self.position.accumulate *= 2
-        self.optimizer.zero_grad()
-        clear_device_cache(garbage_collection=True)
-        print(
-            f"Out of memory with {before} images at a time: from here on {min(images, self.part)}; "
-            f"an update still sees {images}."
-        )
 
     def _not_finite(self, loss: float, norm: float, ids: np.ndarray) -> None:
         """Write down what a search for the cause needs, and stop."""
@@ -253,7 +178,7 @@ class Loop:
     def _validate(self) -> torch.Tensor:
         """Logits (N, K) of the validation part, from the averaged weights where there are any."""
         kept = self.ema.module if self.ema else self.model
-        options = {"batch_size": self.part, "device": self.device, "precision": self.dtype}
+        options = {"batch_size": self.gradients.part, "device": self.device, "precision": self.dtype}
         try:
             with self.stop.immediately():
                 return torch.from_numpy(forward(kept, self.parts.val, description="Validating", **options))
@@ -315,11 +240,13 @@ class Loop:
         return {"model": self.model, "ema": ema, "optimizer": self.optimizer, "scaler": self.accelerator.scaler}
 
     def _save(self) -> None:
+        self.position.accumulate = self.gradients.accumulate
         save_state(self.folder.folder, self.position, self._parts(), self.logits)
 
     def _load(self) -> None:
         content = load_state(self.folder.folder)
         self.position, self.logits = content["position"], content["logits"]
+        self.gradients.accumulate = self.position.accumulate
         self._enter_phase()
         for name, part in self._parts().items():
             if part is not None:

@@ -35,7 +35,7 @@ from medvitlib.data import Dataset, Preprocessing, Split
 from medvitlib.errors import DataError, MedvitError, TrainingError
 from medvitlib.models.zoo import build_from
 from medvitlib.paths import runs_dir
-from medvitlib.training.settings import describe, differences, write_json, write_settings
+from medvitlib.training.settings import describe, differences, write_json, write_settings, write_text
 
 STATE, BEST = "last/state.pt", "last/best.safetensors"
 """What a training goes on with, in the folder of a run in the making (see `checkpoint`)."""
@@ -82,7 +82,8 @@ class UnfinishedRun:
         self.target = folder
         self.folder = _unfinished(folder)
         self.dataset = dataset
-        self.resumed = resume and (self.folder / STATE).is_file()
+        interrupted = (self.folder / STATE).is_file()
+        self.resumed, self.replaces = interrupted and resume, interrupted and not resume
         if not self.resumed:
             shutil.rmtree(self.folder, ignore_errors=True)
             self.folder.mkdir(parents=True)
@@ -101,9 +102,7 @@ class UnfinishedRun:
         """Drop the rows of metrics.csv whose epochs will be done again; `epoch` of them are kept."""
         path = self.folder / "metrics.csv"
         if path.exists():
-            part = path.with_name(path.name + ".part")
-            part.write_text("".join(path.read_text().splitlines(keepends=True)[: 1 + epoch]))
-            os.replace(part, path)
+            write_text(path, "".join(path.read_text().splitlines(keepends=True)[: 1 + epoch]))
 
     def finish(self, model: nn.Module, val: Dataset, logits: np.ndarray, *, candidates: int, chosen: dict) -> Run:
         """Write the model and the validation predictions, then give the folder its name."""
@@ -242,7 +241,6 @@ def load_model(folder: str | Path) -> tuple[nn.Module, dict]:
     Raises:
         MedvitError: one of the two files is missing, damaged, or made for another architecture.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     folder = Path(folder)

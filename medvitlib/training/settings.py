@@ -62,9 +62,14 @@ def _flat(settings: dict, prefix: str = "") -> dict:
 
 
 def write_json(path: Path, content: dict) -> None:
-    """Written aside, then renamed; strict JSON."""
+    """Strict JSON, as `write_text`."""
+    write_text(path, json.dumps(content, indent=2, allow_nan=False, default=str) + "\n")
+
+
+def write_text(path: Path, content: str) -> None:
+    """Written aside, then renamed: whoever reads the file sees all of it."""
     part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(content, indent=2, allow_nan=False, default=str) + "\n")
+    part.write_text(content)
     os.replace(part, path)
 
 

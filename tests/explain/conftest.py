@@ -43,21 +43,11 @@ MODELS["named"] = TwoLayers
 
 
 @pytest.fixture
-def make():
+def make(redraw):
     """A model of `MODELS` by name: weights drawn anew, in training mode with one module in evaluation mode."""
 
     def build(kind: str) -> nn.Module:
-        model = MODELS[kind]()
-        generator = torch.Generator().manual_seed(0)
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                noise = torch.randn(parameter.shape, generator=generator)
-                if "norm" in name and name.endswith("weight"):
-                    parameter.copy_(1 + 0.3 * noise)
-                elif parameter.ndim in (2, 4):
-                    parameter.copy_(noise * parameter[0].numel() ** -0.5)
-                else:
-                    parameter.copy_(0.3 * noise)
+        model = redraw(MODELS[kind]())
         list(model.train().modules())[-1].eval()
         return model
 

@@ -98,7 +98,7 @@ def test_one_map_over_its_image(make, images):
     [
         ({"view": "cls"}, "view='cls' is unknown"),
         ({"view": (4, 0)}, "rows are 0 to 3"),
-        ({"scale": "log"}, "choose one of shared, own"),
+        ({"scale": "log"}, "There are: shared, own"),
         ({"layers": [3]}, "layers 0 to 2"),
         ({"layers": []}, "layers 0 to 2"),
     ],

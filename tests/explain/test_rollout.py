@@ -95,9 +95,9 @@ def test_maps_are_not_changed(make, images):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"head_fusion": "maximum"}, "head_fusion='maximum' is unknown: choose one of mean, max, min"),
+        ({"head_fusion": "maximum"}, "head_fusion 'maximum' is unknown. Did you mean 'max'"),
         ({"head_fusion": "men"}, "Did you mean 'mean'"),
-        ({"query": "cls"}, "query='cls' is unknown: choose one of class, mean"),
+        ({"query": "cls"}, "query 'cls' is unknown. Did you mean 'class'"),
         ({"discard": 1.0}, "discard=1.0: a share from 0"),
         ({"discard": -0.1}, "discard=-0.1"),
     ],

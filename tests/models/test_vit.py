@@ -13,7 +13,8 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from medvitlib.errors import MedvitError
-from medvitlib.models.vit import MODELS, VisionTransformer, resize_position, vit_scratch
+from medvitlib.models.named import MODELS, vit_scratch
+from medvitlib.models.vit import VisionTransformer, resize_position
 from medvitlib.models.zoo import count_parameters
 
 # image (h, w), patch, dim, depth, heads, mlp_ratio, classes
@@ -25,31 +26,22 @@ SIZES = [
 ]
 
 
-def redraw(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Every parameter of order 0.1 to 1; weight matrices scaled so that the signal neither dies nor explodes."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            if "norm" in name and name.endswith("weight"):
-                parameter.copy_(1 + 0.3 * noise)
-            elif parameter.ndim in (2, 4):
-                parameter.copy_(noise * parameter[0].numel() ** -0.5)
-            else:
-                parameter.copy_(0.3 * noise)
-    return model.eval()
+@pytest.fixture
+def pair_of(redraw):
+    """Ours and timm's of the same sizes, with the same weights."""
 
+    def build(image, patch, dim, depth, heads, mlp_ratio, classes, pool="token") -> tuple[VisionTransformer, TimmViT]:
+        ours = VisionTransformer(
+            image, patch, num_classes=classes, dim=dim, depth=depth, heads=heads, mlp_ratio=mlp_ratio, pool=pool
+        )
+        pooling = {"global_pool": "avg", "fc_norm": False} if pool == "mean" else {}
+        theirs = TimmViT(
+            image, patch, 3, classes, embed_dim=dim, depth=depth, num_heads=heads, mlp_ratio=mlp_ratio, **pooling
+        )
+        theirs.load_state_dict(redraw(ours).state_dict(), strict=True)
+        return ours, theirs.eval()
 
-def pair_of(image, patch, dim, depth, heads, mlp_ratio, classes, pool="token") -> tuple[VisionTransformer, TimmViT]:
-    ours = VisionTransformer(
-        image, patch, num_classes=classes, dim=dim, depth=depth, heads=heads, mlp_ratio=mlp_ratio, pool=pool
-    )
-    pooling = {"global_pool": "avg", "fc_norm": False} if pool == "mean" else {}
-    theirs = TimmViT(
-        image, patch, 3, classes, embed_dim=dim, depth=depth, num_heads=heads, mlp_ratio=mlp_ratio, **pooling
-    )
-    theirs.load_state_dict(redraw(ours).state_dict(), strict=True)
-    return ours, theirs.eval()
+    return build
 
 
 def images(height: int, width: int, count: int = 2, channels: int = 3) -> torch.Tensor:
@@ -57,7 +49,7 @@ def images(height: int, width: int, count: int = 2, channels: int = 3) -> torch.
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_logits_equal_timms(size):
+def test_logits_equal_timms(pair_of, size):
     ours, theirs = pair_of(*size)
     x = images(*size[0])
     with torch.no_grad():
@@ -67,7 +59,7 @@ def test_logits_equal_timms(size):
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_swapped_query_and_key_are_noticed(size):
+def test_swapped_query_and_key_are_noticed(pair_of, size):
     ours, theirs = pair_of(*size)
     state = ours.state_dict()
     for i in range(size[3]):
@@ -80,14 +72,14 @@ def test_swapped_query_and_key_are_noticed(size):
         assert (ours(x) - theirs(x)).abs().max() > 1e-3  # a hundred times the tolerance
 
 
-def test_mean_pool_equals_timms():
+def test_mean_pool_equals_timms(pair_of):
     ours, theirs = pair_of(*SIZES[1], pool="mean")
     x = images(*SIZES[1][0])
     with torch.no_grad():
         assert (ours(x) - theirs(x)).abs().max() < 1e-5
 
 
-def test_token_mean_pool_sees_class_token_and_mean_patch():
+def test_token_mean_pool_sees_class_token_and_mean_patch(redraw):
     ours = redraw(VisionTransformer(32, 8, dim=16, depth=2, heads=2, pool="token_mean", num_classes=3))
     tokens = ours.forward_features(images(32, 32))
     features = ours.forward_head(tokens, pre_logits=True)
@@ -97,7 +89,7 @@ def test_token_mean_pool_sees_class_token_and_mean_patch():
     torch.testing.assert_close(ours(images(32, 32)), ours.head(features))
 
 
-def test_images_of_another_size_equal_timms_dynamic_size():
+def test_images_of_another_size_equal_timms_dynamic_size(pair_of):
     ours, _ = pair_of(*SIZES[0])
     theirs = TimmViT(32, 8, 3, 3, embed_dim=16, depth=2, num_heads=2, dynamic_img_size=True).eval()
     theirs.load_state_dict(ours.state_dict())
@@ -106,7 +98,7 @@ def test_images_of_another_size_equal_timms_dynamic_size():
         assert (ours(x) - theirs(x)).abs().max() < 1e-5
 
 
-def test_intermediates_are_those_of_the_forward_pass():
+def test_intermediates_are_those_of_the_forward_pass(pair_of):
     ours, theirs = pair_of(*SIZES[2])
     x = images(*SIZES[2][0])
     seen = []
@@ -125,7 +117,7 @@ def test_intermediates_are_those_of_the_forward_pass():
     assert gradient[0].abs().max() > 0 and gradient[1].abs().max() == 0
 
 
-def test_drop_path_draws_once_a_sample_and_is_off_in_evaluation():
+def test_drop_path_draws_once_a_sample_and_is_off_in_evaluation(redraw):
     model = VisionTransformer(32, 8, dim=16, depth=5, heads=2, drop_path=0.5)
     np.testing.assert_allclose([block.drop_path.drop_prob for block in model.blocks], [0, 0.125, 0.25, 0.375, 0.5])
     drop = model.blocks[-1].drop_path
@@ -138,7 +130,7 @@ def test_drop_path_draws_once_a_sample_and_is_off_in_evaluation():
     torch.testing.assert_close(model(images(32, 32)), model(images(32, 32)), rtol=0, atol=0)
 
 
-def test_dropout_acts_in_training_only():
+def test_dropout_acts_in_training_only(redraw):
     model = redraw(VisionTransformer(32, 8, dim=16, depth=2, heads=2, dropout=0.5))
     x = images(32, 32)
     assert torch.equal(model(x), model(x))
@@ -225,7 +217,7 @@ def test_the_scratch_models_sizes_can_be_chosen():
     assert (model.blocks[0].attn.num_heads, model.blocks[0].mlp.fc1.out_features) == (4, 64)
 
 
-def test_layers_for_decay_are_timms_and_positions_are_spared():
+def test_layers_for_decay_are_timms_and_positions_are_spared(pair_of):
     ours, theirs = pair_of(*SIZES[2])
     layers = timm.models.group_parameters(ours, ours.group_matcher(), reverse=True)
     assert layers == timm.models.group_parameters(theirs, theirs.group_matcher(), reverse=True)

@@ -1,0 +1,124 @@
+"""The gradient of one batch: forward and backward, in smaller parts where the memory asks for them."""
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import nn
+
+from medvitlib.data import mix, normalise
+from medvitlib.errors import TrainingError
+from medvitlib.training.config import TrainConfig
+from medvitlib.training.losses import loss_sums, weight_of
+
+
+class Gradients:
+    """Adds the gradient of a batch's mean loss to the parameters' `grad`.
+
+    Args:
+        class_weights: (K,) on the device, or None: each class the same.
+        classes: K.
+        batch: images of the largest batch.
+
+    Attributes:
+        accumulate: parts that a batch goes through the model in; doubles whenever the device runs out of memory.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config: TrainConfig,
+        accelerator: Accelerator,
+        class_weights: torch.Tensor | None,
+        classes: int,
+        batch: int,
+    ):
+        self.model, self.config, self.accelerator = model, config, accelerator
+        self.class_weights, self.classes, self.batch = class_weights, classes, batch
+        self.layout = layout_of(model)
+        self.accumulate = config.accumulate
+
+    @property
+    def part(self) -> int:
+        """Images that go through the model at a time, at most."""
+        return -(-self.batch // self.accumulate)
+
+    def add(self, images: torch.Tensor, labels: torch.Tensor, seed: int) -> float:
+        """The mean loss of uint8 images (B, C, H, W) with int64 labels (B,); all randomness comes from the seed.
+
+        Raises:
+            TrainingError: not one image at a time fits into memory, or the model does not give logits (B, K).
+        """
+        while True:
+            try:
+                torch.manual_seed(seed)
+                return self._add(images, labels)
+            except (RuntimeError, ValueError) as error:
+                self._in_smaller_parts(len(images), error)
+
+    def _add(self, images: torch.Tensor, labels: torch.Tensor) -> float:
+        config, device = self.config, self.accelerator.device
+        x = normalise(images.to(device, non_blocking=True), self.model.preprocessing)  # (B, C, H, W)
+        labels = labels.to(device)
+        if config.mixup or config.cutmix:
+            x, target = mix(x, labels, num_classes=self.classes, mixup=config.mixup, cutmix=config.cutmix)
+        else:
+            target = F.one_hot(labels, self.classes).float()  # (B, K)
+        whole = weight_of(target, self.class_weights).sum()
+        total = torch.zeros((), device=device)
+        parts = min(self.accumulate, -(-len(x) // self.part))  # the last batch may need fewer
+        for part, share in zip(x.tensor_split(parts), target.tensor_split(parts), strict=True):
+            with self.accelerator.autocast():
+                logits = self.model(part.contiguous(memory_format=self.layout))
+            if getattr(logits, "shape", None) != share.shape:
+                given = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+                raise TrainingError(
+                    f"The model gives {given} for {len(part)} images of {self.classes} classes: expected "
+                    f"logits {tuple(share.shape)}. Build it with num_classes={self.classes}, without auxiliary heads."
+                )
+            losses = loss_sums(
+                logits,
+                share,
+                class_weights=self.class_weights,
+                label_smoothing=config.label_smoothing,
+                focal_gamma=config.focal_gamma if config.loss == "focal" else 0.0,
+            )
+            loss = losses.sum() / whole
+            self.accelerator.backward(loss)
+            total += loss.detach()
+        return total.item()
+
+    def _in_smaller_parts(self, images: int, error: RuntimeError | ValueError) -> None:
+        """Twice as many parts a batch from here on; raises the error again if it is another one, or nothing is left."""
+        from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+
+        if "more than 1 value per channel" in str(error):
+            raise TrainingError(
+                "Batch normalisation cannot train on one image at a time: take a larger batch_size, or fewer parts "
+                f"(accumulate={self.accumulate})."
+            ) from error
+        if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise TrainingError(
+                f"torch.compile could not translate this model ({str(error).strip().splitlines()[0]}): set "
+                "compile=False, or see to it that there is a C++ compiler."
+            ) from error
+        if not should_reduce_batch_size(error):
+            raise error
+        before = min(images, self.part)
+        if before <= 1:
+            raise TrainingError(
+                "The device runs out of memory with one image at a time. Take smaller images or a smaller model."
+            ) from error
+        error.__traceback__ = None  # its frames hold what did not fit
+        self.accumulate *= 2
+        self.model.zero_grad()
+        clear_device_cache(garbage_collection=True)
+        print(
+            f"Out of memory with {before} images at a time: from here on {min(images, self.part)}; "
+            f"an update still sees {images}."
+        )
+
+
+def layout_of(model: nn.Module) -> torch.memory_format:
+    """channels_last for a convolutional network; a ViT's one convolution cuts patches and gains nothing from it."""
+    convolutional = sum(isinstance(module, nn.Conv2d) for module in model.modules()) > 1
+    return torch.channels_last if convolutional else torch.contiguous_format

@@ -87,6 +87,13 @@ def test_a_signal_during_validation_keeps_the_epoch(parts, monkeypatch):
     assert (run.folder / "model.safetensors").read_bytes() == (straight.folder / "model.safetensors").read_bytes()
 
 
+def test_what_an_interrupted_training_had_is_thrown_away_aloud(parts, monkeypatch, capsys):
+    interrupt(parts, "anew", monkeypatch)
+    run = fit(tiny(), parts, CONFIG, name="anew", device="cpu")
+    assert capsys.readouterr().out.startswith("An interrupted training of this name was thrown away: resume=True")
+    assert run.metrics["epoch"].tolist() == [1, 2]
+
+
 def test_a_finished_run_is_not_trained_again(parts, monkeypatch):
     first = fit(tiny(), parts, CONFIG, name="finished", **CPU)
     monkeypatch.setattr(loop.Loop, "run", lambda self: pytest.fail("it trains again"))

@@ -100,7 +100,7 @@ BAD = {
     "a size in an option": (DATA + MODEL.replace("dropout", "image_size"), "no options of a model"),
     "something else than YAML": ("data: {name: [\n", "is no YAML"),
     "code": ("data: !!python/object/apply:os.getcwd []\n", "is no YAML"),
-    "a name with a slash": (DATA + MODEL + "name: a/b\n", "A run's name is one folder name"),
+    "a name with two slashes": (DATA + MODEL + "name: a/b/c\n", "A run's name is one folder name"),
 }
 
 

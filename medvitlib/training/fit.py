@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.util import find_spec
@@ -34,6 +34,7 @@ def fit(
     precision: torch.dtype | str | None = "auto",
     settings: dict | None = None,
     quiet: bool = False,
+    each_epoch: Callable[[dict], None] | None = None,
 ) -> Run:
     """Train a model on `parts.train`, keep the epoch that is best on `parts.val`; the test part is not touched.
 
@@ -54,6 +55,7 @@ def fit(
             means float32. On float16, gradients are scaled.
         settings: whatever else `config.json` should remember.
         quiet: no line an epoch.
+        each_epoch: given an epoch's row of metrics.csv once its state is on disk; what it raises ends the training.
 
     Raises:
         DataError: a class is absent from the training or the validation part, or nobody said which is positive.
@@ -86,7 +88,7 @@ def fit(
     ):
         check_space(run.folder, model, config.ema > 0)
         accelerator = _accelerator(device, dtype, config, run)
-        position, logits = Loop(model, parts, config, run, accelerator, dtype, stop, quiet).run()
+        position, logits = Loop(model, parts, config, run, accelerator, dtype, stop, quiet, each_epoch).run()
         load_best(run.folder, model)
         best = position.best if math.isfinite(position.best) else None  # undefined in every epoch
         chosen = {"epoch": position.best_epoch + 1, config.metric: best}

@@ -3,6 +3,7 @@
 import hashlib
 import math
 import time
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -38,8 +39,10 @@ class Loop:
         dtype: torch.dtype | None,
         stop: Stop,
         quiet: bool,
+        each_epoch: Callable[[dict], None] | None,
     ):
         self.config, self.parts, self.folder, self.stop, self.quiet = config, parts, folder, stop, quiet
+        self.each_epoch = each_epoch
         self.accelerator, self.device, self.dtype = accelerator, accelerator.device, dtype
         self.model = model.to(self.device, memory_format=layout_of(model))
         self.trainable = [p for p in model.parameters() if p.requires_grad]
@@ -218,6 +221,8 @@ class Loop:
         if was_head and not self.head_only:
             self._enter_phase()
         self._save()
+        if self.each_epoch:
+            self.each_epoch(row)
 
     def _report(self, row: dict, values: dict[str, float]) -> None:
         if self.quiet:

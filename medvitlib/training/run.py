@@ -159,9 +159,10 @@ def finished_run(name: str, model: nn.Module, parts: Split, settings: dict) -> R
 
 def check_name(name: str) -> None:
     """MedvitError unless a run can be called so."""
-    if not name or Path(name).name != name or name.startswith(".") or name.endswith(WORKING):
+    parts = name.split("/")
+    if len(parts) > 2 or any(not p or Path(p).name != p or p.startswith(".") or p.endswith(WORKING) for p in parts):
         raise MedvitError(
-            f"A run's name is one folder name, without '/', that neither starts with a dot nor ends in "
+            f"A run's name is one folder name, or STUDY/NAME, that neither starts with a dot nor ends in "
             f"{' or '.join(WORKING)}; {name!r} was given."
         )
 
@@ -189,7 +190,7 @@ def start_run(
     folder = runs_dir() / name
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder.with_name(f".{name}.lock")).acquire(timeout=0)
+        lock = FileLock(folder.with_name(f".{folder.name}.lock")).acquire(timeout=0)
     except Timeout:
         raise MedvitError(
             f"Another process is training {folder}: wait for it, or give this run another name."

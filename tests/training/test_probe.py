@@ -223,7 +223,7 @@ def test_what_cannot_be_done_is_said(model, parts, folders):
     with pytest.raises(DataError, match=r"Pass positive= one of \['normal', 'pneumonia'\]"):
         fit_probe(model, nobody_said, name="x")
     assert not list((folders / "runs").glob("*"))
-    for name in ("a/b", "..", "y.old", "y.unfinished"):
+    for name in ("a/b/c", "a/", "..", "y.old", "y.unfinished"):
         with pytest.raises(MedvitError, match="one folder name"):
             fit_probe(model, parts, name=name)
     run = fit_probe(model, parts, name="one", precision=None)

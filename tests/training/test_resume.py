@@ -87,6 +87,22 @@ def test_a_signal_during_validation_keeps_the_epoch(parts, monkeypatch):
     assert (run.folder / "model.safetensors").read_bytes() == (straight.folder / "model.safetensors").read_bytes()
 
 
+def test_each_epoch_is_told_once_it_is_on_disk(parts):
+    told = []
+
+    def tell(row):
+        told.append(row)
+        if len(told) == 1:
+            raise EOFError("enough")
+
+    with pytest.raises(EOFError, match="enough"):
+        fit(tiny(), parts, CONFIG, name="study/told", each_epoch=tell, **CPU)
+    run = fit(tiny(), parts, CONFIG, name="study/told", resume=True, each_epoch=tell, **CPU)
+    assert run.folder.parts[-2:] == ("study", "told")
+    assert [row["epoch"] for row in told] == [1, 2]
+    assert [row["val_nll"] for row in told] == pytest.approx(run.metrics["val_nll"].tolist())
+
+
 def test_what_an_interrupted_training_had_is_thrown_away_aloud(parts, monkeypatch, capsys):
     interrupt(parts, "anew", monkeypatch)
     run = fit(tiny(), parts, CONFIG, name="anew", device="cpu")

@@ -68,6 +68,16 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("config", metavar="CONFIG.yaml", help="data, split, model, settings: see medvitlib/train.py")
     train.add_argument("--resume", action="store_true", help="go on with a training that was interrupted")
     train.add_argument("--deterministic", action="store_true", help="refuse what gives two results in two runs")
+    search = add(commands, "search", _search_run, "search hyper-parameters: a grid, by chance, or TPE")
+    actions = search.add_subparsers(metavar="ACTION", required=True)
+    go = add(actions, "run", _search_run, "train every point that is not trained yet; on several machines, together")
+    go.add_argument("study", metavar="STUDY.yaml", help="a training file and a space: see medvitlib/search/study.py")
+    go.add_argument("--storage", metavar="URL", help="a .journal file on a shared disk, or postgresql://... (SQLite)")
+    go.add_argument("--workers", type=int, metavar="N", help="processes on this machine (default: one, or one a GPU)")
+    go.add_argument("--retry", action="store_true", help="train points that failed once more")
+    show = add(actions, "show", _search_show, "print the table of a study, finished or not")
+    show.add_argument("study", metavar="STUDY.yaml", help="the same file")
+    show.add_argument("--storage", metavar="URL", help="the same storage")
     weights = add(commands, "weights", _list_weights, "list or fetch pretrained weights")
     actions = weights.add_subparsers(metavar="ACTION")
     add(actions, "list", _list_weights, "show which pretrained weights are on disk and which can be reached")
@@ -140,6 +150,25 @@ def _train(options: argparse.Namespace) -> int:
         print(f"medvit: stopped. To go on: medvit train {shlex.quote(options.config)} --resume", file=sys.stderr)
         return 130 if isinstance(stopped, KeyboardInterrupt) else stopped.code
     print("", *report.sentences(), f"\nThe run, report.json and plots: {run.folder}", sep="\n")
+    return 0
+
+
+def _search_run(options: argparse.Namespace) -> int:
+    from medvitlib.search.workers import run_search
+
+    try:
+        found = run_search(options.study, storage=options.storage, workers=options.workers, retry=options.retry)
+    except (KeyboardInterrupt, SystemExit) as stopped:
+        print("medvit: stopped. The same command goes on.", file=sys.stderr)
+        return 130 if isinstance(stopped, KeyboardInterrupt) else stopped.code
+    print(f"\n{found}")
+    return 0
+
+
+def _search_show(options: argparse.Namespace) -> int:
+    from medvitlib.search.workers import show_search
+
+    print(show_search(options.study, storage=options.storage))
     return 0
 
 

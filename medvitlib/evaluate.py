@@ -8,9 +8,9 @@ import torch
 from medvitlib.data import Dataset
 from medvitlib.errors import EvaluationError
 from medvitlib.evaluation.report import Predictions, Report, build_report
+from medvitlib.jsonfile import write_json
 from medvitlib.training.features import forward
 from medvitlib.training.run import Run
-from medvitlib.training.settings import write_json
 
 
 def evaluate(

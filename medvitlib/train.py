@@ -17,7 +17,8 @@
 Only `name`, `data: name` and `model: name` must be there.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -57,44 +58,80 @@ def train(path: str | Path, *, resume: bool = False, deterministic: bool = False
     asked, config = read(path)
     if deterministic:
         config = replace(config, deterministic=True)
-    try:
-        net, parts = _made(asked, config.seed)
-    except MedvitError:
-        raise
-    except (TypeError, ValueError, RuntimeError) as error:  # an option's value, which only its constructor can judge
-        raise TrainingError(f"What {path} asks for cannot be made ({type(error).__name__}: {error}).") from error
+    parts = open_parts(asked)
+    net = build_model(asked, parts, config.seed)
     settings = {key: asked[key] for key in ("data", "split", "model")}
     run = fit(net, parts, config, name=asked["name"], resume=resume, settings={"asked": settings})
     return run, evaluate(run, parts.test, **asked["evaluate"])
 
 
-def _made(asked: dict[str, Any], seed: int) -> tuple[nn.Module, Split]:
-    """The model and the parts of the data, with a word on each."""
-    data, model = dict(asked["data"]), dict(asked["model"])
-    ds = open_dataset(data.pop("name"), **data.pop("rendered", {}), **data)
-    parts = split(ds, **asked["split"])
+def open_parts(asked: dict[str, Any]) -> Split:
+    """The data that a file asks for, cut as it says, with a word on it."""
+    data = dict(asked["data"])
+    with _judged("data"):
+        ds = open_dataset(data.pop("name"), **data.pop("rendered", {}), **data)
+        parts = split(ds, **asked["split"])
     print(ds, parts.table().to_string(), *parts.notes, sep="\n")
+    return parts
+
+
+def build_model(asked: dict[str, Any], parts: Split, seed: int, quiet: bool = False) -> nn.Module:
+    """The model that a file asks for, for these data, with a word on its weights."""
+    model, ds = dict(asked["model"]), parts.train
     options = model.pop("options", {})
-    net = build(model.pop("name"), len(ds.classes), image_size=ds.image_size, seed=seed, **model, **options)
-    if net.weights_info is None:
+    with _judged("model"):
+        options |= {"image_size": ds.image_size, "seed": seed, "quiet": quiet}
+        net = build(model.pop("name"), len(ds.classes), **model, **options)
+    if net.weights_info is None and not quiet:
         print(f"{net.architecture['name']}: random numbers in {count_parameters(net):,} parameters.")
-    return net, parts
+    return net
+
+
+@contextmanager
+def _judged(section: str) -> Iterator[None]:
+    """An option's value, which only its constructor can judge, answered in a sentence."""
+    try:
+        yield
+    except MedvitError:
+        raise
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TrainingError(f"What {section} asks for cannot be made ({type(error).__name__}: {error}).") from error
 
 
 def read(path: str | Path) -> tuple[dict[str, Any], TrainConfig]:
-    """The file's content, every section there, every key known and of its kind; `train` as a TrainConfig.
+    """A file's content as `understand` returns it.
 
     Raises:
         TrainingError: names the file, and what in it cannot be.
     """
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise TrainingError(f"{path} cannot be read: {error.strerror}.") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: not text, or a date that is none
-        raise TrainingError(f"{path} is no YAML: {' '.join(str(error).split())}.") from error
+        return understand(load(path))
+    except TrainingError as error:
+        raise TrainingError(f"{path}: {error}") from error
+
+
+def load(path: str | Path) -> Any:
+    """What a YAML file holds.
+
+    Raises:
+        TrainingError: it cannot be read.
+    """
     try:
-        content = _mapping("the file", content, ["name", *KEYS])
+        return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise TrainingError(f"cannot be read: {error.strerror}.") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: not text, or a date that is none
+        raise TrainingError(f"is no YAML: {' '.join(str(error).split())}.") from error
+
+
+def understand(content: Any) -> tuple[dict[str, Any], TrainConfig]:
+    """Every section there, every key known and of its kind; `train` as a TrainConfig.
+
+    Raises:
+        TrainingError: what cannot be.
+    """
+    try:
+        content = mapping("the file", content, ["name", *KEYS])
         asked = {name: _section(name, content.get(name), known) for name, known in KEYS.items()}
         asked["name"] = of_kind("name", content.get("name"), str)
         check_name(asked["name"])
@@ -109,12 +146,12 @@ def read(path: str | Path) -> tuple[dict[str, Any], TrainConfig]:
             check_share(asked["evaluate"]["target_recall"], "target_recall", one_allowed=True)
         return asked, TrainConfig.from_dict(asked["train"])
     except MedvitError as error:
-        raise TrainingError(f"{path}: {error}") from error
+        raise TrainingError(str(error)) from error
 
 
 def _section(name: str, content: Any, known: dict[str, type] | None) -> dict[str, Any]:
     """What stands under one key; what is left empty counts as left out, but for the weights: there it means none."""
-    content = _mapping(name, {} if content is None else content, known)
+    content = mapping(name, {} if content is None else content, known)
     if known is None:
         return content
     given = {key: value for key, value in content.items() if value is not None or key == "weights"}
@@ -123,11 +160,12 @@ def _section(name: str, content: Any, known: dict[str, type] | None) -> dict[str
 
 def _value(name: str, value: Any, kind: type) -> Any:
     if kind is dict:
-        return _mapping(name, value, None)
+        return mapping(name, value, None)
     return value if value is None or kind is object else of_kind(name, value, kind)
 
 
-def _mapping(name: str, content: Any, known: Iterable[str] | None) -> dict[str, Any]:
+def mapping(name: str, content: Any, known: Iterable[str] | None) -> dict[str, Any]:
+    """The content, if it is `key: value` pairs of known keys (None: of any); TrainingError otherwise."""
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise TrainingError(f"{name} holds {content!r}: expected `key: value` pairs.")
     for key in content if known is not None else ():

@@ -17,7 +17,7 @@ from medvitlib import paths
 from medvitlib.paths import cache_dir
 
 WEIGHTS_FILE = "vit_small_patch14_dinov2.safetensors"
-GUARDED = ("real_data", "pretrained")
+GUARDED = ("real_data", "pretrained", "postgresql")
 # read before `isolated` points the variables elsewhere
 DATA = [Path(p).expanduser().absolute() for p in os.environ.get("MEDVIT_DATA", "").split(os.pathsep) if p]
 WEIGHTS = cache_dir() / "weights"

@@ -20,8 +20,8 @@ from medvitlib.data.splits import joined
 from medvitlib.errors import DataError
 from medvitlib.evaluation import Estimate
 from medvitlib.evaluation.result import jsonable
+from medvitlib.jsonfile import write_json
 from medvitlib.paths import runs_dir
-from medvitlib.training.settings import write_json
 
 __all__ = ["Audit", "Finding", "agreement", "audit"]
 

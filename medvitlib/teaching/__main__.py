@@ -13,11 +13,11 @@ from pathlib import Path
 from medvitlib import profiles
 from medvitlib.data import open_dataset, split
 from medvitlib.evaluate import evaluate
+from medvitlib.jsonfile import write_json
 from medvitlib.models.zoo import build, count_parameters
 from medvitlib.teaching import FOLDER
 from medvitlib.training.config import TrainConfig
 from medvitlib.training.fit import fit
-from medvitlib.training.settings import write_json
 
 DATA = {"n_patients": 800, "seed": 11, "difficulty": 0.0}
 MODEL = {"image_size": 224, "heads": 2, "patch_size": 32}

@@ -13,6 +13,7 @@ from torch import nn
 
 from medvitlib.data import Augmented, Split, augmented
 from medvitlib.errors import TrainingError
+from medvitlib.jsonfile import write_json
 from medvitlib.models.zoo import head_of
 from medvitlib.progress import track, with_time
 from medvitlib.training.checkpoint import Position, Stop, ignore_signals, load_state, save_best, save_state
@@ -22,7 +23,6 @@ from medvitlib.training.gradients import Gradients, layout_of
 from medvitlib.training.losses import balancing_weights
 from medvitlib.training.optim import make_optimizer, rate_at
 from medvitlib.training.run import UnfinishedRun
-from medvitlib.training.settings import write_json
 from medvitlib.training.validation import validation_metrics
 
 

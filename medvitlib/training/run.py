@@ -33,9 +33,10 @@ from torch import nn
 
 from medvitlib.data import Dataset, Preprocessing, Split
 from medvitlib.errors import DataError, MedvitError, TrainingError
+from medvitlib.jsonfile import write_json, write_text
 from medvitlib.models.zoo import build_from
 from medvitlib.paths import runs_dir
-from medvitlib.training.settings import describe, differences, write_json, write_settings, write_text
+from medvitlib.training.settings import describe, differences, write_settings
 
 STATE, BEST = "last/state.pt", "last/best.safetensors"
 """What a training goes on with, in the folder of a run in the making (see `checkpoint`)."""

@@ -1,7 +1,6 @@
 """What a run was asked to do, as config.json remembers it, and whether two runs were asked the same."""
 
 import json
-import os
 import platform
 from dataclasses import asdict
 from importlib.metadata import version
@@ -11,6 +10,7 @@ import pandas as pd
 from torch import nn
 
 from medvitlib.data import Split
+from medvitlib.jsonfile import flat, write_json
 
 
 def describe(name: str, model: nn.Module, parts: Split, settings: dict) -> dict:
@@ -42,35 +42,15 @@ def write_settings(folder: Path, parts: Split, config: dict) -> None:
 def differences(folder: Path, config: dict, model: nn.Module) -> list[str]:
     """What stands otherwise in a folder's config.json, in words; versions are not settings, and workers no matter."""
     try:
-        before = _flat(json.loads((folder / "config.json").read_text()))
+        before = flat(json.loads((folder / "config.json").read_text()))
     except (OSError, ValueError) as error:
         return [f"its config.json cannot be read ({error})"]
-    now = _flat(json.loads(json.dumps(config, default=str)))
+    now = flat(json.loads(json.dumps(config, default=str)))
     keys = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
     keys = [key for key in keys if not key.startswith(("versions.", "weights.")) and key != "train.workers"]
     if before.get("initial_weights") == getattr(model, "started_as", None):  # this very model was trained further
         keys = [key for key in keys if key != "initial_weights"]
     return [f"{key} was {before.get(key)}, is {now.get(key)}" for key in keys]
-
-
-def _flat(settings: dict, prefix: str = "") -> dict:
-    """Nested dictionaries as one, keys joined by dots."""
-    flat = {}
-    for key, value in settings.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
-
-
-def write_json(path: Path, content: dict) -> None:
-    """Strict JSON, as `write_text`."""
-    write_text(path, json.dumps(content, indent=2, allow_nan=False, default=str) + "\n")
-
-
-def write_text(path: Path, content: str) -> None:
-    """Written aside, then renamed: whoever reads the file sees all of it."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(content)
-    os.replace(part, path)
 
 
 def _version(package: str) -> str:

@@ -1,0 +1,369 @@
+"""The trials of an Optuna study as a queue: each is taken once, by whichever worker on whichever machine comes first.
+
+Optuna's own loop asks its sampler for a new trial whenever none is waiting, so that several workers overrun a grid, and
+its heartbeats know databases only. Here a study is made of waiting trials by the one process that creates it; a worker
+takes those, and no others, until none is left; a trial whose worker is gone is taken back and waits again.
+"""
+
+import json
+import os
+import platform
+import random
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import optuna
+from filelock import FileLock
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from medvitlib.errors import MedvitError, TrainingError
+from medvitlib.jsonfile import flat
+
+BEAT = 10.0  # seconds between two signs of life
+GRACE = 90.0  # seconds without one after which a worker on another machine counts as gone
+DEATHS = 3  # a trial that took so many workers with it is not tried again
+
+Plan = list[tuple[dict[str, Any], dict[str, Any]]]
+"""Trials to be: what is fixed of each one's parameters, and what to remember of it (JSON-able)."""
+
+
+class Queue:
+    """A study in a storage.
+
+    Args:
+        storage: None for `study.db` (SQLite) in the folder; a path ending in .journal, to be shared by machines that
+            share a disk; or a database's URL, such as postgresql://user:password@host/database.
+        sampler: of the parameters that the plan leaves open.
+
+    Raises:
+        TrainingError: the storage cannot be opened or reached.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        folder: Path,
+        storage: str | None = None,
+        *,
+        direction: str = "maximize",
+        sampler: optuna.samplers.BaseSampler | None = None,
+        pruner: optuna.pruners.BasePruner | None = None,
+    ):
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        self.name, self.direction, self.sampler = name, direction, sampler
+        self.pruner = pruner or optuna.pruners.NopPruner()
+        folder.mkdir(parents=True, exist_ok=True)
+        self.url = storage or f"sqlite:///{folder.absolute() / 'study.db'}"
+        self.storage = _open(self.url)
+        # SQLite has no SELECT ... FOR UPDATE: two processes could both read that a trial waits, and take it
+        self._alone = FileLock(f"{self.url.removeprefix('sqlite:///')}.lock") if _is_sqlite(self.url) else nullcontext()
+        self.study: optuna.Study | None = None
+        self._seen: dict[int, tuple[Any, float]] = {}  # trial -> its last sign of life, and when it was new
+
+    def join(self, asked: dict[str, Any], plan: Plan) -> bool:
+        """Create the study with these trials, or join the one of this name; returns whether it was created.
+
+        Args:
+            asked: what the study is about; JSON-able. Whoever joins must be asked the same.
+
+        Raises:
+            TrainingError: the study of this name was asked something else.
+        """
+        options = {"sampler": self.sampler, "pruner": self.pruner}
+        with self._said(), self._alone:
+            try:  # exactly one process succeeds
+                self.study = optuna.create_study(
+                    study_name=self.name, storage=self.storage, direction=self.direction, **options
+                )
+                created = True
+            except optuna.exceptions.DuplicatedStudyError:
+                self.study = optuna.load_study(study_name=self.name, storage=self.storage, **options)
+                created = False
+            self._id = self.storage.get_study_id_from_name(self.name)
+            if created:
+                self.study.set_user_attr("asked", asked)
+            if created or isinstance(self._alone, FileLock):
+                self._fill(plan)
+        if not created:
+            self._wait_until_filled(plan)
+            if different := _differences(self.study.user_attrs["asked"], asked):
+                raise TrainingError(
+                    f"There is a study {self.name!r} in {self.place} already, of something else: "
+                    f"{'; '.join(different)}. Ask the same, or give this one another name."
+                )
+        return created
+
+    def look(self) -> None:
+        """Join as a reader.
+
+        Raises:
+            TrainingError: there is no study of this name.
+        """
+        with self._said():
+            try:
+                self._id = self.storage.get_study_id_from_name(self.name)
+            except KeyError:
+                raise TrainingError(f"There is no study {self.name!r} in {self.place}: run it first.") from None
+
+    @property
+    def place(self) -> str:
+        """The storage, without a password."""
+        return _without_password(self.url)
+
+    def trials(self) -> list[FrozenTrial]:
+        """Every trial, in the order in which they were put there."""
+        return self.storage.get_all_trials(self._id)
+
+    def work(
+        self, run: Callable[[Trial], float], *, after: Callable[[], object] | None = None, idle: float = 1.0
+    ) -> None:
+        """Run trials until none waits and none runs elsewhere; safe in any number of processes at once.
+
+        A trial whose `run` raises is recorded as failed, with its error; one that raises `optuna.TrialPruned`, as
+        pruned. KeyboardInterrupt and SystemExit leave it to be run again.
+
+        Args:
+            run: does what the trial's parameters say; returns the value.
+            after: called when a trial has ended, however.
+            idle: seconds between two looks while others are still running theirs.
+        """
+        while True:
+            with self._said():
+                trial = self._take()
+                if trial is None:
+                    self._take_back()
+                    left = [t for t in self.trials() if not t.state.is_finished()]
+                    if not left:
+                        return
+            if trial is None:
+                time.sleep(idle)
+                continue
+            with self._alive(trial):
+                try:
+                    value = run(trial)
+                    state, error = TrialState.COMPLETE, None
+                except optuna.TrialPruned:
+                    value, state, error = None, TrialState.PRUNED, None
+                except Exception as problem:  # the rest go on, whatever it was
+                    value, state, error = None, TrialState.FAIL, _in_words(problem)
+            with self._said():
+                self._tell(trial, state, value, error)
+            if after:
+                after()
+
+    def again(self, failed: bool = False) -> int:
+        """Put trials back whose workers are gone, and, if asked, those that failed; returns how many wait now."""
+        with self._said(), self._alone:
+            self._take_back()
+            if failed:
+                trials = self.trials()
+                done = {t.user_attrs["point"] for t in trials if t.state != TrialState.FAIL}
+                for trial in {t.user_attrs["point"]: t for t in trials}.values():
+                    if trial.user_attrs["point"] not in done:
+                        self._wait_again(trial)
+            return sum(t.state == TrialState.WAITING for t in self.trials())
+
+    def _fill(self, plan: Plan) -> None:
+        """Every trial of the plan that is not there yet."""
+        there = {t.user_attrs.get("point") for t in self.trials() if not t.user_attrs.get("died")}
+        for number, (fixed, about) in enumerate(plan):
+            if number not in there:
+                self.study.enqueue_trial(fixed, user_attrs={"point": number, **about})
+        self.study.set_user_attr("filled", len(plan))
+
+    def _wait_until_filled(self, plan: Plan) -> None:
+        """Whoever created the study is putting the trials there; if he is gone, go on for him."""
+        before, since = -1, time.monotonic()
+        while "filled" not in self.study.user_attrs or "asked" not in self.study.user_attrs:
+            if (now := len(self.trials())) != before:
+                before, since = now, time.monotonic()
+            if time.monotonic() - since > GRACE / 3:
+                if "asked" not in self.study.user_attrs:
+                    raise TrainingError(f"The study {self.name!r} in {self.place} holds nothing: give another name.")
+                self._fill(plan)
+                return
+            time.sleep(0.2)
+
+    def _take(self) -> Trial | None:
+        with self._alone:
+            # through the study, whose own cache of the storage must have seen a trial before it is run
+            for trial in self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+                number = self._number(trial)
+                try:
+                    if self.storage.set_trial_state_values(number, TrialState.RUNNING):
+                        self.storage.set_trial_user_attr(number, "worker", _me())
+                        return Trial(self.study, number)
+                except optuna.exceptions.UpdateFinishedTrialError:
+                    continue  # somebody was faster
+        return None
+
+    def _tell(self, trial: Trial, state: TrialState, value: float | None, error: str | None) -> None:
+        number = self.storage.get_trial_id_from_study_id_trial_number(self._id, trial.number)
+        try:
+            if error:
+                self.storage.set_trial_user_attr(number, "error", error)
+            self.storage.set_trial_state_values(number, state, None if value is None else [value])
+        except optuna.exceptions.UpdateFinishedTrialError:
+            pass  # this worker was so slow that it was given up; the trial is somebody else's now
+
+    def _take_back(self) -> None:
+        """Trials whose workers are gone wait again, under a new number; the old one counts as failed."""
+        with self._alone:
+            for trial in self.storage.get_all_trials(self._id, states=(TrialState.RUNNING,)):
+                if not self._is_gone(trial):
+                    continue
+                number = self._number(trial)
+                try:
+                    self.storage.set_trial_user_attr(number, "died", True)
+                    self.storage.set_trial_state_values(number, TrialState.FAIL)
+                except optuna.exceptions.UpdateFinishedTrialError:
+                    continue
+                self._wait_again(trial)
+
+    def _wait_again(self, trial: FrozenTrial) -> None:
+        kept = {k: v for k, v in trial.user_attrs.items() if k not in ("worker", "beat", "left", "died", "error")}
+        if "worker" in trial.user_attrs and not trial.user_attrs.get("left"):
+            kept["deaths"] = kept.get("deaths", 0) + ("error" not in trial.user_attrs)
+        fixed = trial.params or trial.system_attrs.get("fixed_params", {})
+        if kept.get("deaths", 0) < DEATHS:
+            self.study.enqueue_trial(fixed, user_attrs=kept)
+            return
+        error = f"Its worker died {DEATHS} times: out of memory, perhaps."
+        attributes = {**kept, "error": error}
+        self.study.add_trial(
+            optuna.trial.create_trial(
+                state=TrialState.FAIL, system_attrs={"fixed_params": fixed}, user_attrs=attributes
+            )
+        )
+
+    def _is_gone(self, trial: FrozenTrial) -> bool:
+        """Whether nobody runs this trial any more: at once on this machine, after a while on another."""
+        worker = trial.user_attrs.get("worker")
+        if trial.user_attrs.get("left"):
+            return True
+        if worker and worker.split()[0] == _me().split()[0]:
+            return worker != _me(int(worker.split()[1]))
+        sign = (worker, trial.user_attrs.get("beat"))
+        last, since = self._seen.get(trial.number, (None, 0.0))
+        if sign != last:  # by this machine's clock, whatever the other one shows
+            self._seen[trial.number] = sign, time.monotonic()
+            return False
+        return time.monotonic() - since > GRACE
+
+    def _number(self, trial: FrozenTrial) -> int:
+        return self.storage.get_trial_id_from_study_id_trial_number(self._id, trial.number)
+
+    @contextmanager
+    def _alive(self, trial: Trial) -> Iterator[None]:
+        """Signs of life while a trial runs; one that is left by Ctrl-C or SIGTERM says so."""
+        number = self.storage.get_trial_id_from_study_id_trial_number(self._id, trial.number)
+        ended = threading.Event()
+
+        def beat() -> None:
+            count = 0
+            while not ended.wait(BEAT):
+                count += 1
+                try:
+                    self.storage.set_trial_user_attr(number, "beat", count)
+                except Exception:  # a storage that is away for a moment: the next sign may get through
+                    continue
+
+        thread = threading.Thread(target=beat, daemon=True)
+        thread.start()
+        try:
+            yield
+        except BaseException:
+            self.storage.set_trial_user_attr(number, "left", True)
+            raise
+        finally:
+            ended.set()
+            thread.join()
+
+    @contextmanager
+    def _said(self) -> Iterator[None]:
+        """A storage that cannot be reached any more, in one sentence."""
+        try:
+            yield
+        except _storage_errors() as error:
+            raise _unreachable(self.url, error) from error
+
+
+def _open(url: str) -> optuna.storages.BaseStorage:
+    if url.endswith(".journal"):
+        path = Path(url).expanduser().absolute()
+        if not path.parent.is_dir():
+            raise TrainingError(f"storage {url!r}: there is no folder {path.parent}. Make it, on the shared disk.")
+        return optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(path)))
+    if "://" not in url:
+        raise TrainingError(
+            f"storage {url!r}: expected a path that ends in .journal, or a URL such as "
+            "postgresql://user:password@host/database."
+        )
+    # SQLAlchemy's own choice for postgresql:// is a driver that nobody installs any more
+    address = re.sub(r"^postgres(ql)?://", "postgresql+psycopg://", url)
+    options = {"timeout": 60} if _is_sqlite(url) else {"connect_timeout": 10}
+    for attempt in range(3):
+        try:
+            return optuna.storages.RDBStorage(address, engine_kwargs={"connect_args": options, "pool_pre_ping": True})
+        except ImportError as error:
+            raise TrainingError(
+                f"storage {_without_password(url)}: Python has no driver for it. PostgreSQL's: pip install "
+                "'psycopg[binary]'."
+            ) from error
+        except (*_storage_errors(), ValueError, TypeError) as error:
+            if attempt == 2 or "connect" in str(error):
+                raise _unreachable(url, error) from error
+            time.sleep(1 + random.random())  # two machines that make the tables at once
+
+
+def _storage_errors() -> tuple[type[Exception], ...]:
+    from sqlalchemy.exc import SQLAlchemyError
+
+    return SQLAlchemyError, optuna.exceptions.StorageInternalError
+
+
+def _unreachable(url: str, error: Exception) -> TrainingError:
+    cause = error.__cause__ if isinstance(error, optuna.exceptions.StorageInternalError) else error
+    words = str(getattr(cause, "orig", None) or cause or error).strip().splitlines()[0]
+    return TrainingError(
+        f"storage {_without_password(url)} cannot be used ({words}). Is the server running, and may this user write "
+        "there?"
+    )
+
+
+def _is_sqlite(url: str) -> bool:
+    return url.startswith("sqlite:///")
+
+
+def _without_password(url: str) -> str:
+    return re.sub(r"(://[^:/@]*):[^@]*@", r"\1:***@", url)
+
+
+def _me(pid: int | None = None) -> str:
+    """This process, or another one of this machine, as "host pid start": a later process of that number differs."""
+    pid = os.getpid() if pid is None else pid
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        start = "gone" if fields[0] in "ZX" else fields[19]  # Z: it has died, and nobody has asked after it yet
+    except OSError:  # no such process, or no Linux
+        try:
+            os.kill(pid, 0)
+            start = "?"
+        except OSError:
+            start = "gone"
+    return f"{platform.node() or 'here'} {pid} {start}"
+
+
+def _in_words(error: Exception) -> str:
+    return str(error) if isinstance(error, MedvitError) else f"{type(error).__name__}: {error}"
+
+
+def _differences(before: dict, now: dict) -> list[str]:
+    one, other = flat(before), flat(json.loads(json.dumps(now, default=str)))
+    keys = sorted(key for key in one.keys() | other.keys() if one.get(key) != other.get(key))
+    return [f"{key} was {one.get(key)!r}, now {other.get(key)!r}" for key in keys]

@@ -1,0 +1,131 @@
+"""What a search found: a table of its points, their curves, and which of them can be told apart."""
+
+import io
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from optuna.trial import FrozenTrial, TrialState
+
+from medvitlib.data import Split
+from medvitlib.errors import TrainingError
+from medvitlib.paths import runs_dir
+from medvitlib.progress import with_time
+from medvitlib.search.queue import Queue
+from medvitlib.search.space import Value
+from medvitlib.search.study import Study, run_name, short_names
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+WORDS = {
+    TrialState.COMPLETE: "complete",
+    TrialState.PRUNED: "stopped early",
+    TrialState.FAIL: "failed",
+    TrialState.RUNNING: "running",
+    TrialState.WAITING: "waiting",
+}
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """A study as it stands.
+
+    Attributes:
+        table: a row a point, by its number: its parameters under short names; `value`, the metric (mean over seeds, nan
+            where there is none) and `sd` over seeds; every other metric of validation; `epoch` kept (mean) and
+            `seconds` of training; `state` and, where it failed, `error`.
+        curves: point -> for each seed, its metrics.csv.
+        logits: point -> float64 (seeds, N, K), of the validation part at the kept epoch.
+        parts: the data, as the points saw them.
+    """
+
+    study: Study
+    table: "pd.DataFrame" = field(repr=False)
+    curves: dict[int, list["pd.DataFrame"]] = field(repr=False)
+    logits: dict[int, np.ndarray] = field(repr=False)
+    parts: Split = field(repr=False)
+
+    @classmethod
+    def read(cls, study: Study, queue: Queue, parts: Split) -> "SearchResult":
+        """From the study's storage; nothing else is needed."""
+        import pandas as pd
+
+        rows, curves, logits = {}, {}, {}
+        for number, trial in sorted(_last_of_each(queue.trials()).items()):
+            told = trial.user_attrs.get("runs", []) if trial.state == TrialState.COMPLETE else []
+            row = dict(zip(short_names(study.space).values(), _point(study, trial).values(), strict=False))
+            values = [run["values"] for run in told]
+            row["value"] = trial.value if told else np.nan
+            row["sd"] = np.std([v[study.metric] for v in values], ddof=1) if len(told) > 1 else np.nan
+            row |= {name: np.mean([v[name] for v in values]) for name in (values[0] if values else ())}
+            row |= {name: np.mean([run[name] for run in told]) if told else np.nan for name in ("epoch", "seconds")}
+            rows[number] = row | {"state": WORDS[trial.state], "error": trial.user_attrs.get("error", "")}
+            if told:
+                curves[number] = [pd.read_csv(io.StringIO(run["metrics"])) for run in told]
+                logits[number] = np.array([run["logits"] for run in told])
+        table = pd.DataFrame.from_dict(rows, orient="index")
+        table.index.name = "point"
+        return cls(study, table, curves, logits, parts)
+
+    @property
+    def best(self) -> int:
+        """Number of the point with the best value; of several, the first.
+
+        Raises:
+            TrainingError: no point was trained to its end.
+        """
+        values = self.table["value"] if len(self.table) else None
+        if values is None or values.isna().all():
+            errors = [e for e in self.table.get("error", []) if e]
+            why = f" The first that failed: {errors[0]}" if errors else ""
+            raise TrainingError(f"No point of {self.study.name!r} was trained to its end.{why}")
+        return int(values.idxmax() if self.study.larger_is_better else values.idxmin())
+
+    def name_of(self, point: int) -> str:
+        """Its parameters in words: "patch_size 16, heads 4, dropout 0.3"."""
+        return ", ".join(f"{name} {self.table.loc[point, name]}" for name in short_names(self.study.space).values())
+
+    def training(self, point: int) -> dict[str, Any]:
+        """The training file of a point, as a mapping: what to vary further, or to train once more."""
+        row = self.table.loc[point]
+        values = {key: _plain(row[name]) for key, name in short_names(self.study.space).items()}
+        return self.study.content_at(values, self.study.seeds[0])
+
+    def folder_of(self, point: int, seed: int | None = None) -> Path:
+        """Where the run of a point lies, on the machine that trained it."""
+        return runs_dir() / run_name(self.study, point, self.study.seeds[0] if seed is None else seed)
+
+    def __str__(self) -> str:
+        """The points, the best first, and what can be said of it."""
+        table = self.table.sort_values("value", ascending=not self.study.larger_is_better)
+        columns = [*short_names(self.study.space).values(), "value", "sd", "epoch", "seconds", "state"]
+        shown = table[[c for c in columns if not table[c].isna().all()]]
+        return shown.rename(columns={"value": self.study.metric}).to_string(float_format="{:.3f}".format)
+
+    @staticmethod
+    def line(study: Study, trial: FrozenTrial) -> str:
+        """A trial in one line, for whoever waits for it."""
+        point = ", ".join(f"{short_names(study.space)[key]} {value}" for key, value in _point(study, trial).items())
+        number = f"{trial.user_attrs.get('point', trial.number) + 1}/{len(study.plan)}"
+        if trial.state == TrialState.COMPLETE:
+            seconds = sum(run["seconds"] for run in trial.user_attrs["runs"])
+            return with_time(f"{number} {point}: {study.metric} {trial.value:.3f}", f"{seconds:.0f} s")
+        if trial.user_attrs.get("died"):
+            return f"{number} {point}: its worker is gone; it will be run again"
+        return f"{number} {point}: {trial.user_attrs.get('error') or WORDS[trial.state]}"
+
+
+def _last_of_each(trials: list[FrozenTrial]) -> dict[int, FrozenTrial]:
+    """Point -> its newest trial; one that was run again has several."""
+    return {trial.user_attrs["point"]: trial for trial in trials}
+
+
+def _point(study: Study, trial: FrozenTrial) -> dict[str, Value]:
+    known = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
+    return {key: known[key] for key in study.space if key in known}
+
+
+def _plain(value: Any) -> Value:
+    return value.item() if isinstance(value, np.generic) else value

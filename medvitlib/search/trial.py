@@ -1,0 +1,113 @@
+"""One trial of a search: the training of a point, with every seed."""
+
+import json
+import math
+import shutil
+from contextlib import suppress
+from functools import cached_property
+from typing import Any
+
+import optuna
+import torch
+
+from medvitlib.data import Split
+from medvitlib.errors import MedvitError, TrainingError
+from medvitlib.paths import runs_dir
+from medvitlib.search.space import probes, suggest
+from medvitlib.search.study import Study, run_name
+from medvitlib.train import build_model, open_parts
+from medvitlib.training.config import METRICS
+from medvitlib.training.fit import fit
+
+
+class Runner:
+    """Trains the points of a study: what they share is opened once."""
+
+    def __init__(self, study: Study):
+        self.study = study
+        self._parts: dict[str, Split] = {}
+
+    @cached_property
+    def parts(self) -> Split:
+        """The data as the study file has them (the first image size, where that is searched)."""
+        return self._open(self.study.at(next(probes(self.study.space)), 0)[0])
+
+    def check(self) -> None:
+        """Build each point's model without weights, which costs next to nothing.
+
+        Raises:
+            TrainingError: names the first point that cannot be, before any is trained.
+        """
+        seen = set()
+        for point in self.study.points if self.study.points is not None else probes(self.study.space):
+            asked, config = self.study.at(point, 0)
+            asked["model"]["weights"] = None
+            key = json.dumps([asked["model"], asked["data"].get("image_size")], default=str)
+            if key in seen:
+                continue
+            seen.add(key)
+            parts = self._open(asked)
+            try:
+                with torch.device("meta"), suppress(MedvitError, NotImplementedError):  # some compute while being built
+                    build_model(asked, parts, config.seed, quiet=True)
+                    continue
+                build_model(asked, parts, config.seed, quiet=True)
+            except MedvitError as error:
+                words = ", ".join(f"{name}={value}" for name, value in point.items())
+                raise TrainingError(f"{words}: {error}") from error
+
+    def __call__(self, trial: optuna.trial.Trial) -> float:
+        """Train one point with every seed; its curves and validation logits go into the study."""
+        study, point = self.study, suggest(trial, self.study.space)
+        values, told = [], []
+        for count, seed in enumerate(study.seeds):
+            asked, config = study.at(point, seed)
+            parts = self._open(asked)
+            name = run_name(study, trial.user_attrs["point"], seed)
+            model = build_model(asked, parts, config.seed, quiet=True)
+
+            def each_epoch(row: dict, first: int = count * (config.epochs + config.head_epochs)) -> None:
+                if study.stop_poor and math.isfinite(row[study.metric]):
+                    trial.report(row[study.metric], first + row["epoch"])
+                    if trial.should_prune():
+                        raise optuna.TrialPruned
+
+            try:
+                run = fit(
+                    model,
+                    parts,
+                    config,
+                    name=name,
+                    resume=True,
+                    compared=len(study.plan) * len(study.seeds),
+                    settings={"asked": {"point": point, "study": study.name}},
+                    quiet=True,
+                    each_epoch=each_epoch,
+                )
+            except optuna.TrialPruned:
+                shutil.rmtree(runs_dir() / f"{name}.unfinished", ignore_errors=True)
+                raise
+            metrics = run.metrics
+            kept = metrics[metrics["best"] == 1].iloc[-1]
+            values.append(float(kept[study.metric]))
+            told.append(
+                {
+                    "seed": seed,
+                    "epoch": int(kept["epoch"]),
+                    "values": {name: float(kept[name]) for name in METRICS},
+                    "seconds": float(metrics["seconds"].sum()),
+                    "metrics": metrics.to_csv(index=False),
+                    "logits": run.validation_logits.round(6).tolist(),
+                }
+            )
+        trial.set_user_attr("runs", told)
+        value = sum(values) / len(values)
+        if not math.isfinite(value):
+            raise TrainingError(f"{study.metric} is undefined on this validation part.")
+        return value
+
+    def _open(self, asked: dict[str, Any]) -> Split:
+        key = json.dumps([asked["data"], asked["split"]], default=str)
+        if key not in self._parts:
+            self._parts[key] = open_parts(asked)
+        return self._parts[key]

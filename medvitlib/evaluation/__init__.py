@@ -3,6 +3,7 @@
 from medvitlib.evaluation.calibration import apply_temperature, fit_temperature, log_probabilities
 from medvitlib.evaluation.inputs import Predictions
 from medvitlib.evaluation.intervals import Estimate, clopper_pearson, wilson
+from medvitlib.evaluation.paired import Comparison, compare_with_best
 from medvitlib.evaluation.report import build_report
 from medvitlib.evaluation.result import Report
 from medvitlib.evaluation.scoring import score
@@ -16,6 +17,7 @@ from medvitlib.evaluation.thresholds import (
 )
 
 __all__ = [
+    "Comparison",
     "Estimate",
     "NotCertifiable",
     "Predictions",
@@ -26,6 +28,7 @@ __all__ = [
     "choose_certified_threshold",
     "choose_threshold_by_min_recall",
     "clopper_pearson",
+    "compare_with_best",
     "fit_temperature",
     "log_probabilities",
     "patients_needed",

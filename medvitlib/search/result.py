@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from optuna.trial import FrozenTrial, TrialState
+from scipy.special import softmax
 
 from medvitlib.data import Split
 from medvitlib.errors import TrainingError
+from medvitlib.evaluation import Comparison, compare_with_best
 from medvitlib.paths import runs_dir
 from medvitlib.progress import with_time
 from medvitlib.search.queue import Queue
@@ -70,6 +72,16 @@ class SearchResult:
         return cls(study, table, curves, logits, parts)
 
     @property
+    def parameters(self) -> list[str]:
+        """Short names of what was varied."""
+        return list(short_names(self.study.space).values())
+
+    @property
+    def points(self) -> "pd.DataFrame":
+        """The table's parameters, `value` and `sd` alone, as the pictures of a search take them."""
+        return self.table[[*self.parameters, "value", "sd"]]
+
+    @property
     def best(self) -> int:
         """Number of the point with the best value; of several, the first.
 
@@ -85,7 +97,31 @@ class SearchResult:
 
     def name_of(self, point: int) -> str:
         """Its parameters in words: "patch_size 16, heads 4, dropout 0.3"."""
-        return ", ".join(f"{name} {self.table.loc[point, name]}" for name in short_names(self.study.space).values())
+        return ", ".join(f"{name} {self.table.loc[point, name]}" for name in self.parameters)
+
+    def compare(self, n_boot: int = 2000) -> Comparison:
+        """Which points can be told apart from the best one, on the same validation images (see `compare_with_best`).
+
+        Its numbers count the points that were trained to their end, in the order of `logits`.
+
+        Raises:
+            TrainingError: as `best`.
+        """
+        self.best  # noqa: B018 - says what is wrong where nothing was trained
+        val = self.parts.val
+        return compare_with_best(
+            val.labels,
+            [softmax(logits, axis=-1) for logits in self.logits.values()],
+            classes=val.classes,
+            positive=val.positive,
+            groups=val.groups,
+            metric=self.study.metric.removeprefix("val_"),
+            n_boot=n_boot,
+        )
+
+    def sentence(self) -> str:
+        """The best point with its interval, and how many of the others cannot be told apart from it."""
+        return self.compare().sentence([self.name_of(point) for point in self.logits])
 
     def training(self, point: int) -> dict[str, Any]:
         """The training file of a point, as a mapping: what to vary further, or to train once more."""
@@ -100,9 +136,10 @@ class SearchResult:
     def __str__(self) -> str:
         """The points, the best first, and what can be said of it."""
         table = self.table.sort_values("value", ascending=not self.study.larger_is_better)
-        columns = [*short_names(self.study.space).values(), "value", "sd", "epoch", "seconds", "state"]
+        columns = [*self.parameters, "value", "sd", "epoch", "seconds", "state"]
         shown = table[[c for c in columns if not table[c].isna().all()]]
-        return shown.rename(columns={"value": self.study.metric}).to_string(float_format="{:.3f}".format)
+        text = shown.rename(columns={"value": self.study.metric}).to_string(float_format="{:.3f}".format)
+        return f"{text}\n\n{self.sentence()}" if self.logits else text
 
     @staticmethod
     def line(study: Study, trial: FrozenTrial) -> str:

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from medvitlib.errors import EvaluationError
-from medvitlib.gridtable import axis_places, levels_of, point_values
+from medvitlib.search.points import axis_places, levels_of, point_values
 
 
 def places(values) -> dict[str, float]:

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from medvitlib.errors import EvaluationError
-from medvitlib.importance import parameter_importance, plot_importance
+from medvitlib.search.importance import parameter_importance, plot_importance
 
 GRID = pd.DataFrame(itertools.product([8, 16, 32], ["sgd", "adamw", "adam"], [0.1, 0.3, 0.5]), columns=list("abc"))
 

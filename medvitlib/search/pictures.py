@@ -15,8 +15,8 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from medvitlib.errors import EvaluationError
-from medvitlib.gridtable import MOST_LEVELS, NOT_PARAMETERS, axis_places, counted, levels_of, point_values
 from medvitlib.plotstyle import GREY, VERMILION, canvas
+from medvitlib.search.points import MOST_LEVELS, NOT_PARAMETERS, axis_places, counted, levels_of, point_values
 
 if TYPE_CHECKING:
     import pandas as pd

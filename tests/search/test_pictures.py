@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from medvitlib.errors import EvaluationError
-from medvitlib.gridplots import plot_grid, plot_parallel
 from medvitlib.plotstyle import VERMILION
+from medvitlib.search.pictures import plot_grid, plot_parallel
 
 SPACE = {"patch_size": [8, 16, 32], "heads": [1, 2, 4], "dropout": [0.1, 0.3, 0.5]}
 WORDS = {"optimizer": ["sgd", "adamw"], "augment": ["none", "light", "strong"], "pretrained": [True, False]}

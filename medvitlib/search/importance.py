@@ -7,8 +7,8 @@ import numpy as np
 from matplotlib.figure import Figure, SubFigure
 
 from medvitlib.errors import EvaluationError
-from medvitlib.gridtable import MOST_LEVELS, Levels, axis_places, counted, levels_of, point_values
 from medvitlib.plotstyle import BLUE, canvas, headline
+from medvitlib.search.points import MOST_LEVELS, Levels, axis_places, counted, levels_of, point_values
 
 if TYPE_CHECKING:
     import pandas as pd

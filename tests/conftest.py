@@ -4,6 +4,7 @@ Under CI with `$MEDVIT_DATA` set, a skipped `real_data` or `pretrained` test cou
 """
 
 import os
+import signal
 import zlib
 from pathlib import Path
 
@@ -22,6 +23,13 @@ GUARDED = ("real_data", "pretrained", "postgresql")
 DATA = [Path(p).expanduser().absolute() for p in os.environ.get("MEDVIT_DATA", "").split(os.pathsep) if p]
 WEIGHTS = cache_dir() / "weights"
 SKIP_IS_FAILURE = bool(DATA) and os.environ.get("CI", "").lower() not in ("", "0", "false")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def answering():
+    """Ctrl-C means what it always means, also where a shell started the tests in the background and switched it off."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,0 +1,208 @@
+"""How long does the 27-point grid take, against the loop that a notebook would write? Are the metrics the same?
+
+    python benchmarks/grid.py [--data sarscov2_ct] [--epochs 3] [--workers 2] [--rounds 1] [--points 27]
+
+The grid is the published one (patches of 8, 16, 32; 1, 2, 4 heads; dropout 0.1, 0.3, 0.5) on the teaching model with
+three layers, at 224 px:
+    plain       for each point in turn, in one process with every core: files decoded and resized as they are read, in
+                each epoch, as a torchvision ImageFolder does; forward, backward, Adam; validation after each epoch
+    decoded     the same loop, which decodes each file once a point and keeps it in memory
+    medvitlib   run_search with a new study and an empty cache: decoded once, two processes of one thread each
+Each starts in a process of its own, whose start is part of its time. A fourth one, not timed, is the plain loop on one
+thread: with equal seeds and threads every point's metrics must be those of the search. Prints Markdown.
+"""
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from medvitlib.data import Dataset, Split, normalise, open_dataset, split
+from medvitlib.data.decode import decode, fit
+from medvitlib.data import PhantomOptions
+from medvitlib.errors import DataError
+from medvitlib.models.zoo import build
+from medvitlib.search.study import Study, read_study
+from medvitlib.search.workers import run_search
+from medvitlib.training.loop import _bounds, _seed
+from medvitlib.training.validation import validation_metrics
+
+SIZE, LR, BATCH = 224, 1e-3, 32
+GRID = {
+    "model.options.patch_size": [32, 16, 8],
+    "model.options.heads": [1, 2, 4],
+    "model.options.dropout": [0.1, 0.3, 0.5],
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", help="a data set's name or folder; default: sarscov2_ct if found, else rendered PNGs")
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--part", choices=("plain", "decoded", "equal", "medvitlib"), help=argparse.SUPPRESS)
+    parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.part:
+        part(options)
+        return
+    print(f"{platform.platform()}, {os.cpu_count()} cores; Python {platform.python_version()}, torch {torch.__version__}")
+    with tempfile.TemporaryDirectory() as scratch:
+        options.data, what = choose(options.data, Path(scratch))
+        print(f"\n{what}; {options.epochs} epochs, {SIZE} px, {options.workers} workers, {options.rounds} rounds\n")
+        seconds, found = {"plain": [], "decoded": [], "medvitlib": []}, {}
+        for _ in range(options.rounds):
+            for name in seconds:
+                took, found[name] = timed(name, options, Path(scratch))
+                seconds[name].append(took)
+        _, found["equal"] = timed("equal", options, Path(scratch))
+    print("| | seconds, median | times as fast as plain | as decoded |\n|---|---:|---:|---:|")
+    for name, took in seconds.items():
+        ratios = [
+            statistics.median(a / b for a, b in zip(seconds[other], took, strict=True)) for other in ("plain", "decoded")
+        ]
+        print(f"| {name} | {statistics.median(took):.0f} | {ratios[0]:.2f} | {ratios[1]:.2f} |")
+    for other in ("equal", "plain"):
+        for metric in ("val_accuracy", "val_nll"):
+            apart = [abs(a[metric] - b[metric]) for a, b in zip(found["medvitlib"], found[other], strict=True)]
+            threads = "equal threads" if other == "equal" else "other threads"
+            print(f"\n{metric} of {len(apart)} points, {threads}: largest difference {max(apart):.2g}", end="")
+    print()
+
+
+def timed(name: str, options: argparse.Namespace, scratch: Path) -> tuple[float, list[dict]]:
+    """Seconds and, for each point, the metrics of the kept epoch; one process, an empty cache."""
+    for folder in ("cache", "runs"):
+        shutil.rmtree(scratch / folder, ignore_errors=True)
+    environment = os.environ | {
+        "MEDVIT_CACHE": str(scratch / "cache"),
+        "MEDVIT_RUNS": str(scratch / "runs"),
+        "MEDVIT_PROGRESS": os.devnull,
+    }
+    if name == "equal":
+        environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // options.workers))
+    command = [sys.executable, __file__, "--part", name, "--out", str(scratch / "out.json"), "--data", options.data]
+    command += ["--epochs", str(options.epochs), "--workers", str(options.workers)]
+    start = time.perf_counter()
+    subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - start, json.loads((scratch / "out.json").read_text())
+
+
+def part(options: argparse.Namespace) -> None:
+    """What one of the processes does."""
+    study = read_study(asked(options.data, options.epochs))
+    if options.part == "medvitlib":
+        table = run_search(asked(options.data, options.epochs), workers=options.workers, quiet=True).table
+        if errors := [error for error in table["error"] if error]:
+            sys.exit(errors[0])
+        results = [{name: row[name] for name in ("val_accuracy", "val_nll")} for _, row in table.iterrows()]
+    else:
+        results = plain(study, once=options.part != "plain")
+    options.out.write_text(json.dumps(results))
+
+
+def asked(data: str, epochs: int) -> dict:
+    """The study, whose training is what the plain loop does."""
+    return {
+        "name": "grid",
+        "data": {"name": data, "image_size": SIZE},
+        "split": {"by": "images"},
+        "model": {"name": "transformer_classifier", "weights": None, "options": {"depth": 3, "in_channels": 3}},
+        "train": {
+            "epochs": epochs,
+            "lr": LR,
+            "batch_size": BATCH,
+            "optimizer": "adam",
+            "schedule": "constant",
+            "warmup_epochs": 0,
+            "weight_decay": 0,
+            "clip_norm": 0,
+            "metric": "val_accuracy",
+        },
+        "search": {"space": GRID},
+    }
+
+
+def plain(study: Study, once: bool) -> list[dict]:
+    """The grid as a notebook would write it; the seeds are those of `fit`, so that its figures can be compared."""
+    dataset = open_dataset(study.content["data"]["name"], image_size=16)  # names and labels; the pixels come from files
+    parts = split(dataset, by="images")
+    return [train(study, point, parts, once) for point in study.points]
+
+
+def train(study: Study, point: dict, parts: Split, once: bool) -> dict:
+    """One point: the metrics of the epoch with the best validation accuracy."""
+    content, config = study.at(point, 0)
+    model = build("transformer_classifier", 2, weights=None, image_size=SIZE, seed=0, **content["model"]["options"])
+    optimizer = torch.optim.Adam(model.parameters(), lr=config.lr)
+    kept: dict[tuple[int, int], torch.Tensor] = {}
+
+    def images(dataset: Dataset, rows) -> torch.Tensor:
+        for row in rows if once else ():
+            if (id(dataset), row) not in kept:
+                kept[id(dataset), row] = read(dataset.files[row])
+        return torch.stack([kept[id(dataset), row] if once else read(dataset.files[row]) for row in rows])
+
+    best = {"val_accuracy": -1.0}
+    for epoch in range(config.epochs):
+        model.train()
+        generator = torch.Generator().manual_seed(_seed(config.seed, "order", epoch))
+        order = torch.randperm(len(parts.train), generator=generator).numpy()
+        for step, (first, last) in enumerate(_bounds(len(order), config.batch_size)):
+            rows = order[first:last]
+            x = normalise(images(parts.train, rows), model.preprocessing)
+            torch.manual_seed(_seed(config.seed, epoch, step))
+            loss = F.cross_entropy(model(x), torch.from_numpy(parts.train.labels[rows]))
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        model.eval()
+        with torch.inference_mode():
+            logits = [
+                model(normalise(images(parts.val, range(i, min(i + BATCH, len(parts.val)))), model.preprocessing))
+                for i in range(0, len(parts.val), BATCH)
+            ]
+        values = validation_metrics(parts.val, torch.cat(logits))
+        best = values if values["val_accuracy"] > best["val_accuracy"] else best
+    return {name: best[name] for name in ("val_accuracy", "val_nll")}
+
+
+def read(path: str) -> torch.Tensor:
+    """uint8 (3, SIZE, SIZE), by the decoder of the library: other resizing would be another experiment."""
+    image = fit(decode(Path(path).read_bytes(), Path(path).name), (SIZE, SIZE))
+    return torch.from_numpy(np.repeat(image, 3 // image.shape[2], axis=2)).permute(2, 0, 1).contiguous()
+
+
+def choose(asked_for: str | None, scratch: Path) -> tuple[str, str]:
+    """The data set that was asked for, else the real slices where they are, else 300 rendered ones as PNG files."""
+    if asked_for is None:
+        try:
+            asked_for = "sarscov2_ct"
+            open_dataset(asked_for, image_size=16)
+        except DataError:
+            import cv2
+
+            for i in range(300):
+                image, label = picture("ct", i)
+                folder = scratch / "slices" / label
+                folder.mkdir(parents=True, exist_ok=True)
+                cv2.imwrite(str(folder / f"{i}.png"), image)
+            asked_for = str(scratch / "slices")
+    dataset = open_dataset(asked_for, image_size=16)
+    return asked_for, f"{len(dataset)} images of {'rendered slices' if str(scratch) in asked_for else dataset.name}"
+
+
+if __name__ == "__main__":
+    main()

@@ -17,7 +17,14 @@
 Only `name`, `data: name` and `model: name` must be there.
 """
 
+import io
+import os
+import re
+import signal
+import subprocess
+import sys
 from collections.abc import Iterable
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,9 +38,10 @@ from medvitlib.evaluate import evaluate
 from medvitlib.evaluation.inputs import check_share
 from medvitlib.evaluation.report import Report
 from medvitlib.models.zoo import build, count_parameters
+from medvitlib.training import parallel
 from medvitlib.training.config import TrainConfig, of_kind
 from medvitlib.training.fit import fit
-from medvitlib.training.run import Run, check_name
+from medvitlib.training.run import Run, check_name, load_run
 
 KEYS = {
     "data": {"name": str, "image_size": object, "positive": str, "groups": str, "rendered": dict},
@@ -44,8 +52,13 @@ KEYS = {
 }
 
 
-def train(path: str | Path, *, resume: bool = False, deterministic: bool = False) -> tuple[Run, Report]:
+def train(
+    path: str | Path, *, resume: bool = False, deterministic: bool = False
+) -> tuple[Run, Report] | tuple[None, None]:
     """Do what a YAML file says, and print it as it comes: the parts, the weights, the epochs.
+
+    In processes that torchrun has started they train together (see `fit`); the first one prints, evaluates and returns
+    what came out, the others return None twice.
 
     Args:
         resume: go on with an interrupted training of this name (see `fit`).
@@ -54,18 +67,74 @@ def train(path: str | Path, *, resume: bool = False, deterministic: bool = False
     Raises:
         MedvitError: before anything is trained, if the file cannot be read or says what cannot be done.
     """
+    parallel.join()
     asked, config = read(path)
     if deterministic:
         config = replace(config, deterministic=True)
     try:
-        net, parts = _made(asked, config.seed)
+        with redirect_stdout(io.StringIO()) if parallel.rank() else nullcontext():
+            net, parts = _made(asked, config.seed)
     except MedvitError:
         raise
     except (TypeError, ValueError, RuntimeError) as error:  # an option's value, which only its constructor can judge
         raise TrainingError(f"What {path} asks for cannot be made ({type(error).__name__}: {error}).") from error
     settings = {key: asked[key] for key in ("data", "split", "model")}
     run = fit(net, parts, config, name=asked["name"], resume=resume, settings={"asked": settings})
+    if run is None:
+        return None, None
     return run, evaluate(run, parts.test, **asked["evaluate"])
+
+
+def launch(path: str | Path, *, processes: int, resume: bool = False) -> Run:
+    """Train what a YAML file says in several processes of this machine: what a notebook calls.
+
+    It starts torchrun (see `train`) and prints what comes as it comes. Ctrl-C is passed on: the training is saved.
+
+    Args:
+        processes: one a CUDA device; on a machine without, as many as share the cores.
+        resume: go on with an interrupted training of this name (see `fit`).
+
+    Returns:
+        the finished run, evaluated.
+
+    Raises:
+        TrainingError: the training failed, with the last it said.
+        KeyboardInterrupt: after Ctrl-C, once the state is on disk.
+    """
+    asked, _ = read(path)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    command += ["-m", "medvitlib.cli", "train", str(path), *(["--resume"] if resume else [])]
+    environment = {
+        "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes)),
+        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "600",  # seconds for the update that is under way, and to save
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+        "PYTHONUNBUFFERED": "1",
+    }
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
+    said: list[str] = []
+    # a session of its own: Ctrl-C reaches this process alone, which passes it on once
+    with subprocess.Popen(command, env=environment, start_new_session=True, **pipes) as process:
+        try:
+            _show(process, said)
+        except KeyboardInterrupt:
+            process.send_signal(signal.SIGINT)
+            _show(process, said)
+            raise
+    if process.returncode:
+        reason = [line.removeprefix("medvit: ") for line in said if line.startswith("medvit: ")] or said[-20:]
+        raise TrainingError("\n".join(reason) or f"The training ended with status {process.returncode}.")
+    return load_run(asked["name"])
+
+
+def _show(process: subprocess.Popen, said: list[str]) -> None:
+    """Print a training's lines as they come and keep them, but for what torchrun has to say of an end."""
+    ended = False
+    for line in map(str.rstrip, process.stdout):
+        ended = ended or re.match(r"[WE]\d{4} .*torch/distributed/elastic", line)
+        if line and (not ended or line.startswith(("medvit: ", "Stopp"))):
+            said.append(line)
+            print(line, flush=True)
 
 
 def _made(asked: dict[str, Any], seed: int) -> tuple[nn.Module, Split]:

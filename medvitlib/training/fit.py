@@ -140,6 +140,8 @@ def _accelerator(
             accelerator.init_trackers("medvitlib", config=flat)
     except (ValueError, ImportError) as error:
         raise TrainingError(f"device {device}, precision {precision}, trackers {trackers}: {error}") from error
+    if parallel.world() > 1:
+        accelerator.state.device = device  # accelerate's own is cpu:0, and what is moved from cpu to there is a copy
     if dtype == torch.float16 and accelerator.scaler is None:
         raise TrainingError(f"float16 on {device.type} would lose small gradients: use precision='auto' or None.")
     return accelerator

@@ -28,9 +28,9 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from medvitlib.data import Dataset, Split, normalise, open_dataset, split
+from medvitlib.data import Dataset, PhantomOptions, Split, normalise, open_dataset, split
 from medvitlib.data.decode import decode, fit
-from medvitlib.data import PhantomOptions
+from medvitlib.data.phantoms import picture
 from medvitlib.errors import DataError
 from medvitlib.models.zoo import build
 from medvitlib.search.study import Study, read_study
@@ -58,7 +58,9 @@ def main() -> None:
     if options.part:
         part(options)
         return
-    print(f"{platform.platform()}, {os.cpu_count()} cores; Python {platform.python_version()}, torch {torch.__version__}")
+    print(
+        f"{platform.platform()}, {os.cpu_count()} cores; Python {platform.python_version()}, torch {torch.__version__}"
+    )
     with tempfile.TemporaryDirectory() as scratch:
         options.data, what = choose(options.data, Path(scratch))
         print(f"\n{what}; {options.epochs} epochs, {SIZE} px, {options.workers} workers, {options.rounds} rounds\n")
@@ -71,7 +73,8 @@ def main() -> None:
     print("| | seconds, median | times as fast as plain | as decoded |\n|---|---:|---:|---:|")
     for name, took in seconds.items():
         ratios = [
-            statistics.median(a / b for a, b in zip(seconds[other], took, strict=True)) for other in ("plain", "decoded")
+            statistics.median(a / b for a, b in zip(seconds[other], took, strict=True))
+            for other in ("plain", "decoded")
         ]
         print(f"| {name} | {statistics.median(took):.0f} | {ratios[0]:.2f} | {ratios[1]:.2f} |")
     for other in ("equal", "plain"):
@@ -194,11 +197,13 @@ def choose(asked_for: str | None, scratch: Path) -> tuple[str, str]:
         except DataError:
             import cv2
 
-            for i in range(300):
-                image, label = picture("ct", i)
-                folder = scratch / "slices" / label
+            for patient in range(300):
+                image, mask = picture(
+                    "phantom/ct", f"patient{patient:04d}/0", (400, 400), PhantomOptions(n_patients=300)
+                )
+                folder = scratch / "slices" / ("disease" if mask.any() else "healthy")
                 folder.mkdir(parents=True, exist_ok=True)
-                cv2.imwrite(str(folder / f"{i}.png"), image)
+                cv2.imwrite(str(folder / f"{patient}.png"), image)
             asked_for = str(scratch / "slices")
     dataset = open_dataset(asked_for, image_size=16)
     return asked_for, f"{len(dataset)} images of {'rendered slices' if str(scratch) in asked_for else dataset.name}"

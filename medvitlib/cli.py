@@ -143,12 +143,21 @@ def _audit(options: argparse.Namespace) -> int:
 
 def _train(options: argparse.Namespace) -> int:
     from medvitlib.train import train
+    from medvitlib.training import parallel
 
     try:
         run, report = train(options.config, resume=options.resume, deterministic=options.deterministic)
+    except MedvitError:
+        if parallel.first_to_fail():
+            raise
+        return 1
     except (KeyboardInterrupt, SystemExit) as stopped:  # SystemExit: after SIGTERM
+        if parallel.rank():  # of several processes the first answers for all
+            return 0
         print(f"medvit: stopped. To go on: medvit train {shlex.quote(options.config)} --resume", file=sys.stderr)
         return 130 if isinstance(stopped, KeyboardInterrupt) else stopped.code
+    if run is None:
+        return 0
     print("", *report.sentences(), f"\nThe run, report.json and plots: {run.folder}", sep="\n")
     return 0
 

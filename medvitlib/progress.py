@@ -29,6 +29,9 @@ def track(
         unit: what is counted.
         step: units per item (the batch size, when items are batches).
     """
+    if os.environ.get("RANK", "0") != "0":  # of several processes (torchrun's), the first shows it
+        yield from items
+        return
     if total is None and hasattr(items, "__len__"):
         total = len(items) * step
     target = os.environ.get("MEDVIT_PROGRESS")

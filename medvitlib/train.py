@@ -17,8 +17,9 @@
 Only `name`, `data: name` and `model: name` must be there.
 """
 
+import io
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from medvitlib.evaluate import evaluate
 from medvitlib.evaluation.inputs import check_share
 from medvitlib.evaluation.report import Report
 from medvitlib.models.zoo import build, count_parameters
+from medvitlib.training import parallel
 from medvitlib.training.config import TrainConfig, of_kind
 from medvitlib.training.fit import fit
 from medvitlib.training.run import Run, check_name
@@ -45,8 +47,13 @@ KEYS = {
 }
 
 
-def train(path: str | Path, *, resume: bool = False, deterministic: bool = False) -> tuple[Run, Report]:
+def train(
+    path: str | Path, *, resume: bool = False, deterministic: bool = False
+) -> tuple[Run, Report] | tuple[None, None]:
     """Do what a YAML file says, and print it as it comes: the parts, the weights, the epochs.
+
+    In processes that torchrun has started they train together (see `fit`); the first one prints, evaluates and returns
+    what came out, the others return None twice.
 
     Args:
         resume: go on with an interrupted training of this name (see `fit`).
@@ -55,13 +62,17 @@ def train(path: str | Path, *, resume: bool = False, deterministic: bool = False
     Raises:
         MedvitError: before anything is trained, if the file cannot be read or says what cannot be done.
     """
+    parallel.join()
     asked, config = read(path)
     if deterministic:
         config = replace(config, deterministic=True)
-    parts = open_parts(asked)
-    net = build_model(asked, parts, config.seed)
+    with redirect_stdout(io.StringIO()) if parallel.rank() else nullcontext():  # said once, by the first process
+        parts = open_parts(asked)
+        net = build_model(asked, parts, config.seed)
     settings = {key: asked[key] for key in ("data", "split", "model")}
     run = fit(net, parts, config, name=asked["name"], resume=resume, settings={"asked": settings})
+    if run is None:
+        return None, None
     return run, evaluate(run, parts.test, **asked["evaluate"])
 
 
@@ -80,7 +91,7 @@ def build_model(asked: dict[str, Any], parts: Split, seed: int, quiet: bool = Fa
     model, ds = dict(asked["model"]), parts.train
     options = model.pop("options", {})
     with _judged("model"):
-        options |= {"image_size": ds.image_size, "seed": seed, "quiet": quiet}
+        options = {**options, "image_size": ds.image_size, "seed": seed, "quiet": quiet}
         net = build(model.pop("name"), len(ds.classes), **model, **options)
     if net.weights_info is None and not quiet:
         print(f"{net.architecture['name']}: random numbers in {count_parameters(net):,} parameters.")

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from medvitlib.errors import TrainingError
+from medvitlib.training import parallel
 from medvitlib.training.run import BEST, STATE
 
 
@@ -148,7 +149,15 @@ class Stop:
         again, self.signal = self.signal is not None, number
         if self._immediate or again:
             self.leave("Stopped at once. What was saved before stands: fit(..., resume=True) goes on.")
-        print("Stopping after this update ...", file=sys.stderr)
+        if parallel.rank() == 0:
+            print("Stopping after this update ...", file=sys.stderr)
+
+    def agreed(self) -> bool:
+        """Whether a signal came, to any of the processes: all leave after the same update."""
+        (number,) = parallel.highest(self.signal or 0)
+        if number:  # else one may have come just now, to be answered next time
+            self.signal = number
+        return number > 0
 
     @contextmanager
     def immediately(self) -> Iterator[None]:
@@ -164,7 +173,8 @@ class Stop:
     def leave(self, message: str) -> None:
         """Raise what Python would have raised: KeyboardInterrupt, or SystemExit with status 143."""
         if self.signal == signal.SIGTERM:
-            print(message, file=sys.stderr)
+            if parallel.rank() == 0:
+                print(message, file=sys.stderr)
             raise SystemExit(128 + signal.SIGTERM)
         raise KeyboardInterrupt(message)
 

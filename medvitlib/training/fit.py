@@ -3,7 +3,7 @@
 import math
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from importlib.util import find_spec
 
@@ -15,6 +15,7 @@ from torch import nn
 from medvitlib.curves import plot_history
 from medvitlib.data import Split
 from medvitlib.errors import MedvitError, TrainingError
+from medvitlib.training import parallel
 from medvitlib.training.checkpoint import Stop, check_space, load_best
 from medvitlib.training.config import TrainConfig
 from medvitlib.training.features import fingerprint, hardware
@@ -35,12 +36,16 @@ def fit(
     settings: dict | None = None,
     quiet: bool = False,
     each_epoch: Callable[[dict], None] | None = None,
-) -> Run:
+) -> Run | None:
     """Train a model on `parts.train`, keep the epoch that is best on `parts.val`; the test part is not touched.
 
     Each update draws its randomness from (seed, epoch, update) alone, so a training that was stopped, by Ctrl-C,
     SIGTERM or kill -9, and is taken up again on the same machine with as many threads ends with the same weights, bit
     by bit.
+
+    In processes that torchrun has started, all train this one model: each computes its share of every batch, so the
+    result is that of one process but for rounding, dropout and batch statistics (each process's own, as of a part of a
+    batch). The first one alone prints and writes; it returns the run, the others None.
 
     Args:
         model: from `build`; trained in place. What does not require a gradient stays frozen.
@@ -50,7 +55,7 @@ def fit(
             initial weights; if there is none, start; if it is complete already, return it.
         compared: how many settings, this one included, were tried on this validation part; times the epochs that were
             compared, it is what a certificate corrects for.
-        device: None takes the best there is.
+        device: None takes the best there is; each of several processes takes a CUDA device of its own.
         precision: "auto" takes reduced precision where the hardware gains from it (see `medvitlib.precision`); None
             means float32. On float16, gradients are scaled.
         settings: whatever else `config.json` should remember.
@@ -59,36 +64,48 @@ def fit(
 
     Raises:
         DataError: a class is absent from the training or the validation part, or nobody said which is positive.
-        TrainingError: settings that cannot be, a loss that is not finite (see nonfinite.json in the run's folder), a
-            disk that is full, or a state that does not belong to these settings.
+        TrainingError: settings that cannot be, fewer images a batch than processes, a loss that is not finite (see
+            nonfinite.json in the run's folder), a disk that is full, or a state that does not belong to these settings.
         KeyboardInterrupt: after Ctrl-C, once the state is on disk.
     """
     config = config or TrainConfig()
+    parallel.join()
+    first = parallel.rank() == 0
+    if config.batch_size < parallel.world():
+        raise TrainingError(
+            f"batch_size={config.batch_size} for {parallel.world()} processes, which share each batch: take more."
+        )
     if compared < 1:
         raise MedvitError(f"compared={compared}: expected 1 or more, the model that is being trained included.")
     need_every_class(parts)
     device, dtype = hardware(device, precision)
+    device = parallel.own_device(device)
     settings = {
         "method": "fit",
         "train": {key: value for key, value in asdict(config).items() if key != "trackers"},
         "compared": compared,
         "device": device.type,
+        "processes": parallel.world(),
         "precision": str(dtype).removeprefix("torch.") if dtype else "float32",
         "initial_weights": fingerprint(model),
         **(settings or {}),
     }
-    if resume and (run := finished_run(name, model, parts, settings)):
+    run = finished_run(name, model, parts, settings) if resume and first else None
+    if parallel.from_first(lambda: run is not None):
         return run
     with (
         torch.random.fork_rng(devices=[]),
         _determinism(config.deterministic),
-        start_run(name, model, parts, settings, resume=resume) as run,
+        start_run(name, model, parts, settings, resume=resume) if first else nullcontext() as run,
         _accelerate_anew(),
         Stop() as stop,
     ):
-        check_space(run.folder, model, config.ema > 0)
+        if first:
+            check_space(run.folder, model, config.ema > 0)
         accelerator = _accelerator(device, dtype, config, run)
         position, logits = Loop(model, parts, config, run, accelerator, dtype, stop, quiet, each_epoch).run()
+        if not first:
+            return None
         load_best(run.folder, model)
         best = position.best if math.isfinite(position.best) else None  # undefined in every epoch
         chosen = {"epoch": position.best_epoch + 1, config.metric: best}
@@ -100,18 +117,21 @@ def fit(
 
 
 def _accelerator(
-    device: torch.device, dtype: torch.dtype | None, config: TrainConfig, run: UnfinishedRun
+    device: torch.device, dtype: torch.dtype | None, config: TrainConfig, run: UnfinishedRun | None
 ) -> Accelerator:
     """accelerate's view of this device and precision; experiment trackers only where the user has set them up."""
-    trackers = list(config.trackers)
-    if os.environ.get("MLFLOW_TRACKING_URI") and find_spec("mlflow") and "mlflow" not in trackers:
+    trackers = list(config.trackers) if run else []
+    if run and os.environ.get("MLFLOW_TRACKING_URI") and find_spec("mlflow") and "mlflow" not in trackers:
         trackers.append("mlflow")
     precision = {None: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype]
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
     try:
         accelerator = Accelerator(
-            mixed_precision=precision, cpu=device.type == "cpu", log_with=trackers or None, project_dir=run.folder
+            mixed_precision=precision,
+            cpu=device.type == "cpu",
+            log_with=trackers or None,
+            project_dir=run.folder if run else None,
         )
         if absent := set(trackers) - {str(getattr(found, "value", found)) for found in accelerator.log_with}:
             raise ValueError(f"{', '.join(sorted(absent))} is not installed")  # accelerate would leave it out silently
@@ -120,10 +140,10 @@ def _accelerator(
             accelerator.init_trackers("medvitlib", config=flat)
     except (ValueError, ImportError) as error:
         raise TrainingError(f"device {device}, precision {precision}, trackers {trackers}: {error}") from error
+    if parallel.world() > 1:
+        accelerator.state.device = device  # accelerate's own is cpu:0, and what is moved from cpu to there is a copy
     if dtype == torch.float16 and accelerator.scaler is None:
         raise TrainingError(f"float16 on {device.type} would lose small gradients: use precision='auto' or None.")
-    if accelerator.num_processes > 1:
-        raise TrainingError("fit trains in one process; it was started in several.")
     return accelerator
 
 

@@ -3,7 +3,7 @@
 import hashlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from medvitlib.errors import TrainingError
 from medvitlib.jsonfile import write_json
 from medvitlib.models.zoo import head_of
 from medvitlib.progress import track, with_time
+from medvitlib.training import parallel
 from medvitlib.training.checkpoint import Position, Stop, ignore_signals, load_state, save_best, save_state
 from medvitlib.training.config import METRICS, TrainConfig
 from medvitlib.training.features import forward
@@ -27,22 +28,25 @@ from medvitlib.training.validation import validation_metrics
 
 
 class Loop:
-    """One training: what it works with, and the loop over it."""
+    """One training: what it works with, and the loop over it.
+
+    Of several processes each has one, and all do the same updates; `folder` is the first one's, None in the others.
+    """
 
     def __init__(
         self,
         model: nn.Module,
         parts: Split,
         config: TrainConfig,
-        folder: UnfinishedRun,
+        folder: UnfinishedRun | None,
         accelerator: Accelerator,
         dtype: torch.dtype | None,
         stop: Stop,
         quiet: bool,
         each_epoch: Callable[[dict], None] | None,
     ):
-        self.config, self.parts, self.folder, self.stop, self.quiet = config, parts, folder, stop, quiet
-        self.each_epoch = each_epoch
+        self.config, self.parts, self.folder, self.stop = config, parts, folder, stop
+        self.quiet, self.each_epoch = quiet or folder is None, each_epoch
         self.accelerator, self.device, self.dtype = accelerator, accelerator.device, dtype
         self.model = model.to(self.device, memory_format=layout_of(model))
         self.trainable = [p for p in model.parameters() if p.requires_grad]
@@ -52,6 +56,7 @@ class Loop:
             raise TrainingError("The weights of this model are not float32: pass model.float(), and say precision=.")
         if config.head_epochs and not any(p.requires_grad for p in head_of(model).parameters()):
             raise TrainingError("head_epochs trains the head, which is frozen: set head_epochs=0, or unfreeze it.")
+        parallel.align(self.model)
         self.ema = ModelEmaV3(model, decay=config.ema, use_warmup=True) if config.ema else None
         self.train = parts.train if config.recipe == "none" else augmented(parts.train, config.recipe, config.seed)
         self.bounds = _bounds(len(self.train), config.batch_size)
@@ -67,10 +72,10 @@ class Loop:
     def run(self) -> tuple[Position, torch.Tensor]:
         """Every epoch that is left; returns where it ended and the validation logits (N, K) of the best epoch."""
         try:
-            if self.folder.resumed:
+            if parallel.from_first(lambda: self.folder.resumed):
                 self._load()
             else:
-                if self.folder.replaces and not self.quiet:
+                if not self.quiet and self.folder.replaces:
                     print("An interrupted training of this name was thrown away: resume=True would have gone on.")
                 self._enter_phase()
             if self.config.compile:
@@ -78,13 +83,14 @@ class Loop:
             while self.position.epoch < self.epochs and not self._out_of_patience():
                 self._train_epoch()
                 self._end_epoch(self._validate())
-                if self.stop.signal is not None:
+                if self.stop.agreed():
                     self.stop.leave(f"Stopped after epoch {self.position.epoch}. {_GO_ON}")
         finally:
             for parameter in self.trainable:
                 parameter.requires_grad_(True)
             self.model._compiled_call_impl = None
-            self.accelerator.end_training()
+            for tracker in self.accelerator.trackers:
+                tracker.finish()
         return self.position, self.logits
 
     @property
@@ -107,10 +113,9 @@ class Loop:
             self.model.eval()
             head_of(self.model).train()
         order = self._order()
-        loader = self._loader(order)
         left = len(order) - self.bounds[position.step][0] if position.step < len(self.bounds) else 0
         description = f"Epoch {position.epoch + 1}/{self.epochs}"
-        for images, labels in track(loader, description, total=left, step=self.config.batch_size):
+        for images, labels in track(self._batches(order), description, total=left, step=self.config.batch_size):
             first, last = self.bounds[position.step]
             loss = self._update(images, labels, self.parts.train.ids[order[first:last]])
             position.loss += loss * (last - first)
@@ -118,7 +123,7 @@ class Loop:
             position.step += 1
             now = time.perf_counter()
             position.seconds, start = position.seconds + now - start, now
-            if self.stop.signal is not None:
+            if self.stop.agreed():
                 self._save()
                 self.stop.leave(f"Stopped in epoch {position.epoch + 1}, after update {position.step}. {_GO_ON}")
 
@@ -129,18 +134,29 @@ class Loop:
             return torch.randperm(len(self.train), generator=generator).numpy()
         return torch.multinomial(self.image_weights, len(self.train), True, generator=generator).numpy()
 
-    def _loader(self, order: np.ndarray) -> torch.utils.data.DataLoader:
-        """Batches of this epoch from the current step on: uint8 (B, C, H, W), int64 (B,)."""
+    def _batches(self, order: np.ndarray) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Batches of this epoch from the current step on: uint8 images (B, C, H, W), int64 labels (B,).
+
+        Of several processes each gets every label, but the images of its share alone, unless images are mixed.
+        """
         if isinstance(self.train, Augmented):
             self.train.set_epoch(self.position.epoch)
-        return torch.utils.data.DataLoader(
+        bounds = self.bounds[self.position.step :]
+        rows = [list(range(first, last)) for first, last in bounds]
+        if not self.gradients.mixes:
+            rows = [batch[self.gradients.share(len(batch))] for batch in rows]
+        loader = torch.utils.data.DataLoader(
             self.train.subset(order),
-            batch_sampler=[list(range(*bounds)) for bounds in self.bounds[self.position.step :]],
+            batch_sampler=[mine for mine in rows if mine],
             num_workers=self.config.workers,
             worker_init_fn=ignore_signals,
             generator=torch.Generator(),  # else each pass draws from PyTorch's own
             pin_memory=self.device.type == "cuda",
         )
+        loaded, (_, h, w, c) = iter(loader), self.train.images.shape
+        for mine, (first, last) in zip(rows, bounds, strict=True):
+            images = next(loaded)[0] if mine else torch.empty(0, c, h, w, dtype=torch.uint8)
+            yield images, torch.from_numpy(self.train.labels[order[first:last]])
 
     def _update(self, images: torch.Tensor, labels: torch.Tensor, ids: np.ndarray) -> float:
         """One update; in smaller parts, the same update, if the device runs out of memory. Returns the loss."""
@@ -170,11 +186,13 @@ class Loop:
         rate = max(group["lr"] for group in self.optimizer.param_groups)
         where = {"epoch": position.epoch + 1, "update": position.step + 1, "learning_rate": rate}
         values = {"loss": str(loss), "gradient_norm": str(norm), "ids": ids.tolist()}
-        write_json(self.folder.folder / "nonfinite.json", where | values)
+        if self.folder:
+            write_json(self.folder.folder / "nonfinite.json", where | values)
+        folder = parallel.from_first(lambda: self.folder.folder)
         raise TrainingError(
             f"The loss is {loss}, the gradient's norm {norm}, at update {position.step + 1} of epoch "
             f"{position.epoch + 1} (learning rate {rate:.2g}). The batch's ids are in "
-            f"{self.folder.folder}/nonfinite.json. Look at these images, lower lr, lengthen warmup_epochs or set "
+            f"{folder}/nonfinite.json. Look at these images, lower lr, lengthen warmup_epochs or set "
             "clip_norm=1."
         )
 
@@ -182,6 +200,8 @@ class Loop:
         """Logits (N, K) of the validation part, from the averaged weights where there are any."""
         kept = self.ema.module if self.ema else self.model
         options = {"batch_size": self.gradients.part, "device": self.device, "precision": self.dtype}
+        if parallel.world() > 1:
+            return self._validate_together(kept, options)
         try:
             with self.stop.immediately():
                 return torch.from_numpy(forward(kept, self.parts.val, description="Validating", **options))
@@ -190,6 +210,16 @@ class Loop:
             if self.stop.signal is None:
                 raise
             self.stop.leave(f"Stopped while epoch {self.position.epoch + 1} was validated. {_GO_ON}")
+
+    def _validate_together(self, kept: nn.Module, options: dict) -> torch.Tensor:
+        """Each process sees its share; a signal waits, as one that left would be waited for in vain."""
+        parallel.align(self.model, kept)  # the batch statistics are each process's own until here
+        val = self.parts.val
+        rows = np.arange(len(val))[parallel.share(len(val))]
+        logits = np.empty((0, len(val.classes)), np.float32)  # of a part with fewer images than processes
+        if len(rows):
+            logits = forward(kept, val.subset(rows), description="Validating", **options)
+        return torch.from_numpy(np.concatenate(parallel.gather(logits)))
 
     def _end_epoch(self, logits: torch.Tensor) -> None:
         """Write the epoch's row, keep its weights if they are the best, and save where the training stands."""
@@ -200,7 +230,8 @@ class Loop:
         better = better or position.best_epoch < 0  # something must be kept
         if better:
             position.best, position.best_epoch, self.logits = value, position.epoch, logits
-            save_best(self.folder.folder, self.ema.module if self.ema else self.model)
+            if self.folder:
+                save_best(self.folder.folder, self.ema.module if self.ema else self.model)
         speed = position.weight / position.seconds if position.seconds else math.nan
         row = {
             "epoch": position.epoch + 1,
@@ -212,7 +243,8 @@ class Loop:
             "seconds": round(position.seconds, 2),
             "best": int(better),
         }
-        self.folder.log(row)
+        if self.folder:
+            self.folder.log(row)
         self.accelerator.log({k: v for k, v in row.items() if k != "phase"}, step=position.epoch + 1)
         self._report(row, values)
         was_head = self.head_only
@@ -221,7 +253,7 @@ class Loop:
         if was_head and not self.head_only:
             self._enter_phase()
         self._save()
-        if self.each_epoch:
+        if self.each_epoch and self.folder:
             self.each_epoch(row)
 
     def _report(self, row: dict, values: dict[str, float]) -> None:
@@ -246,17 +278,19 @@ class Loop:
 
     def _save(self) -> None:
         self.position.accumulate = self.gradients.accumulate
-        save_state(self.folder.folder, self.position, self._parts(), self.logits)
+        # the others wait: were one to leave before, torchrun would end this one in the middle of it
+        parallel.from_first(lambda: save_state(self.folder.folder, self.position, self._parts(), self.logits))
 
     def _load(self) -> None:
-        content = load_state(self.folder.folder)
+        content = parallel.from_first(lambda: load_state(self.folder.folder))
         self.position, self.logits = content["position"], content["logits"]
         self.gradients.accumulate = self.position.accumulate
         self._enter_phase()
         for name, part in self._parts().items():
             if part is not None:
                 part.load_state_dict(content[name])
-        self.folder.forget_after(self.position.epoch)
+        if self.folder:
+            self.folder.forget_after(self.position.epoch)
         if not self.quiet:
             print(f"Going on in epoch {self.position.epoch + 1}/{self.epochs}, after update {self.position.step}.")
 

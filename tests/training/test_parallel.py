@@ -149,7 +149,7 @@ def test_launch_passes_ctrl_c_on_and_says_why_it_ended(tmp_path, monkeypatch, in
 
     monkeypatch.setattr(launch.sys, "executable", str(fake))
     monkeypatch.setattr(launch, "print", show, raising=False)
-    error, message = (KeyboardInterrupt, "") if interrupted else (TrainingError, "^stopped, and that is saved$")
+    error, message = (KeyboardInterrupt, None) if interrupted else (TrainingError, "^stopped, and that is saved$")
     with pytest.raises(error, match=message):
         launch.launch(written(tmp_path, "fake", 9), processes=2)
     assert shown == ["epoch 1/9", "medvit: stopped, and that is saved"]

@@ -97,7 +97,7 @@ class SearchResult:
 
     def name_of(self, point: int) -> str:
         """Its parameters in words: "patch_size 16, heads 4, dropout 0.3"."""
-        return ", ".join(f"{name} {self.table.loc[point, name]}" for name in self.parameters)
+        return ", ".join(f"{name} {short(self.table.loc[point, name])}" for name in self.parameters)
 
     def compare(self, n_boot: int = 2000) -> Comparison:
         """Which points can be told apart from the best one, on the same validation images (see `compare_with_best`).
@@ -137,14 +137,17 @@ class SearchResult:
         """The points, the best first, and what can be said of it."""
         table = self.table.sort_values("value", ascending=not self.study.larger_is_better)
         columns = [*self.parameters, "value", "sd", "epoch", "seconds", "state"]
-        shown = table[[c for c in columns if not table[c].isna().all()]]
+        shown = table[[c for c in columns if not table[c].isna().all()]].copy()
+        shown[self.parameters] = shown[self.parameters].map(short)
         text = shown.rename(columns={"value": self.study.metric}).to_string(float_format="{:.3f}".format)
         return f"{text}\n\n{self.sentence()}" if self.logits else text
 
     @staticmethod
     def line(study: Study, trial: FrozenTrial) -> str:
         """A trial in one line, for whoever waits for it."""
-        point = ", ".join(f"{short_names(study.space)[key]} {value}" for key, value in _point(study, trial).items())
+        point = ", ".join(
+            f"{short_names(study.space)[key]} {short(value)}" for key, value in _point(study, trial).items()
+        )
         number = f"{trial.user_attrs.get('point', trial.number) + 1}/{len(study.plan)}"
         if trial.state == TrialState.COMPLETE:
             seconds = sum(run["seconds"] for run in trial.user_attrs["runs"])
@@ -162,6 +165,11 @@ def _last_of_each(trials: list[FrozenTrial]) -> dict[int, FrozenTrial]:
 def _point(study: Study, trial: FrozenTrial) -> dict[str, Value]:
     known = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
     return {key: known[key] for key in study.space if key in known}
+
+
+def short(value: Any) -> str:
+    """Four digits of a number, anything else as it is."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _plain(value: Any) -> Value:

@@ -8,8 +8,6 @@ takes those, and no others, until none is left; a trial whose worker is gone is 
 import json
 import os
 import platform
-import random
-import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +21,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from medvitlib.errors import MedvitError, TrainingError
 from medvitlib.jsonfile import flat
+from medvitlib.search.storage import is_sqlite, open_storage, said, without_password
 
 BEAT = 10.0  # seconds between two signs of life
 GRACE = 90.0  # seconds without one after which a worker on another machine counts as gone
@@ -59,9 +58,9 @@ class Queue:
         self.pruner = pruner or optuna.pruners.NopPruner()
         folder.mkdir(parents=True, exist_ok=True)
         self.url = storage or f"sqlite:///{folder.absolute() / 'study.db'}"
-        self.storage = _open(self.url)
+        self.storage = open_storage(self.url)
         # SQLite has no SELECT ... FOR UPDATE: two processes could both read that a trial waits, and take it
-        self._alone = FileLock(f"{self.url.removeprefix('sqlite:///')}.lock") if _is_sqlite(self.url) else nullcontext()
+        self._alone = FileLock(f"{self.url.removeprefix('sqlite:///')}.lock") if is_sqlite(self.url) else nullcontext()
         self.study: optuna.Study | None = None
         self._seen: dict[int, tuple[Any, float]] = {}  # trial -> its last sign of life, and when it was new
 
@@ -75,7 +74,7 @@ class Queue:
             TrainingError: the study of this name was asked something else.
         """
         options = {"sampler": self.sampler, "pruner": self.pruner}
-        with self._said(), self._alone:
+        with said(self.url), self._alone:
             try:  # exactly one process succeeds
                 self.study = optuna.create_study(
                     study_name=self.name, storage=self.storage, direction=self.direction, **options
@@ -104,7 +103,7 @@ class Queue:
         Raises:
             TrainingError: there is no study of this name.
         """
-        with self._said():
+        with said(self.url):
             try:
                 self._id = self.storage.get_study_id_from_name(self.name)
             except KeyError:
@@ -113,7 +112,7 @@ class Queue:
     @property
     def place(self) -> str:
         """The storage, without a password."""
-        return _without_password(self.url)
+        return without_password(self.url)
 
     def trials(self) -> list[FrozenTrial]:
         """Every trial, in the order in which they were put there."""
@@ -133,7 +132,7 @@ class Queue:
             idle: seconds between two looks while others are still running theirs.
         """
         while True:
-            with self._said():
+            with said(self.url):
                 trial = self._take()
                 if trial is None:
                     self._take_back()
@@ -151,14 +150,14 @@ class Queue:
                     value, state, error = None, TrialState.PRUNED, None
                 except Exception as problem:  # the rest go on, whatever it was
                     value, state, error = None, TrialState.FAIL, _in_words(problem)
-            with self._said():
+            with said(self.url):
                 self._tell(trial, state, value, error)
             if after:
                 after()
 
     def again(self, failed: bool = False) -> int:
         """Put trials back whose workers are gone, and, if asked, those that failed; returns how many wait now."""
-        with self._said(), self._alone:
+        with said(self.url), self._alone:
             self._take_back()
             if failed:
                 trials = self.trials()
@@ -283,65 +282,6 @@ class Queue:
         finally:
             ended.set()
             thread.join()
-
-    @contextmanager
-    def _said(self) -> Iterator[None]:
-        """A storage that cannot be reached any more, in one sentence."""
-        try:
-            yield
-        except _storage_errors() as error:
-            raise _unreachable(self.url, error) from error
-
-
-def _open(url: str) -> optuna.storages.BaseStorage:
-    if url.endswith(".journal"):
-        path = Path(url).expanduser().absolute()
-        if not path.parent.is_dir():
-            raise TrainingError(f"storage {url!r}: there is no folder {path.parent}. Make it, on the shared disk.")
-        return optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(path)))
-    if "://" not in url:
-        raise TrainingError(
-            f"storage {url!r}: expected a path that ends in .journal, or a URL such as "
-            "postgresql://user:password@host/database."
-        )
-    # SQLAlchemy's own choice for postgresql:// is a driver that nobody installs any more
-    address = re.sub(r"^postgres(ql)?://", "postgresql+psycopg://", url)
-    options = {"timeout": 60} if _is_sqlite(url) else {"connect_timeout": 10}
-    for attempt in range(3):
-        try:
-            return optuna.storages.RDBStorage(address, engine_kwargs={"connect_args": options, "pool_pre_ping": True})
-        except ImportError as error:
-            raise TrainingError(
-                f"storage {_without_password(url)}: Python has no driver for it. PostgreSQL's: pip install "
-                "'psycopg[binary]'."
-            ) from error
-        except (*_storage_errors(), ValueError, TypeError) as error:
-            if attempt == 2 or "connect" in str(error):
-                raise _unreachable(url, error) from error
-            time.sleep(1 + random.random())  # two machines that make the tables at once
-
-
-def _storage_errors() -> tuple[type[Exception], ...]:
-    from sqlalchemy.exc import SQLAlchemyError
-
-    return SQLAlchemyError, optuna.exceptions.StorageInternalError
-
-
-def _unreachable(url: str, error: Exception) -> TrainingError:
-    cause = error.__cause__ if isinstance(error, optuna.exceptions.StorageInternalError) else error
-    words = str(getattr(cause, "orig", None) or cause or error).strip().splitlines()[0]
-    return TrainingError(
-        f"storage {_without_password(url)} cannot be used ({words}). Is the server running, and may this user write "
-        "there?"
-    )
-
-
-def _is_sqlite(url: str) -> bool:
-    return url.startswith("sqlite:///")
-
-
-def _without_password(url: str) -> str:
-    return re.sub(r"(://[^:/@]*):[^@]*@", r"\1:***@", url)
 
 
 def _me(pid: int | None = None) -> str:

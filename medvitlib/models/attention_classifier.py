@@ -8,6 +8,7 @@ Shapes: B images, N patches, D width, H heads, K = D / H head width.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from medvitlib.errors import MedvitError
@@ -27,23 +28,26 @@ class SelfAttention(nn.Module):
         self.dropout = nn.Dropout(dropout) if dropout else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Tokens (B, N, D) to new tokens (B, N, D)."""
-        return self.with_weights(x)[0]
+        """Tokens (B, N, D) to new tokens (B, N, D); fused, so that the weights are never kept in memory."""
+        return self._joined(F.scaled_dot_product_attention(*self._heads(x)))
 
     def with_weights(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The same, and the attention (B, H, N, N), whose rows sum to one."""
-        b, n, d = x.shape
-        split = (b, n, self.heads, d // self.heads)  # each head has its own K of the D numbers
-        q = self.query(x).reshape(split).transpose(1, 2)  # (B, H, N, K)
-        k = self.key(x).reshape(split).transpose(1, 2)  # (B, H, N, K)
-        v = self.value(x).reshape(split).transpose(1, 2)  # (B, H, N, K)
-
+        q, k, v = self._heads(x)
         scores = q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5  # (B, H, N, N): row i is what patch i looks at
         attention = scores.softmax(dim=-1)  # (B, H, N, N)
-        y = attention @ v  # (B, H, N, K)
+        return self._joined(attention @ v), attention
 
-        y = self.fc_out(y.transpose(1, 2).reshape(b, n, d))  # (B, N, D): heads side by side again
-        return y if self.dropout is None else self.dropout(y), attention
+    def _heads(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Queries, keys and values (B, H, N, K): each head has its own K of the D numbers."""
+        return tuple(
+            layer(x).unflatten(2, (self.heads, -1)).transpose(1, 2) for layer in (self.query, self.key, self.value)
+        )
+
+    def _joined(self, y: torch.Tensor) -> torch.Tensor:
+        """What the heads found (B, H, N, K), side by side again: (B, N, D)."""
+        y = self.fc_out(y.transpose(1, 2).flatten(2))
+        return y if self.dropout is None else self.dropout(y)
 
 
 class TransformerClassifier(nn.Module):

@@ -75,6 +75,8 @@ def _parser() -> argparse.ArgumentParser:
     go.add_argument("--storage", metavar="URL", help="a .journal file on a shared disk, or postgresql://... (SQLite)")
     go.add_argument("--workers", type=int, metavar="N", help="processes on this machine (default: one, or one a GPU)")
     go.add_argument("--retry", action="store_true", help="train points that failed once more")
+    go.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the best there is)")
+    go.add_argument("--precision", default="auto", help="float32, bfloat16 or float16 (default: what pays here)")
     show = add(actions, "show", _search_show, "print the table of a study, finished or not")
     show.add_argument("study", metavar="STUDY.yaml", help="the same file")
     show.add_argument("--storage", metavar="URL", help="the same storage")
@@ -166,7 +168,14 @@ def _search_run(options: argparse.Namespace) -> int:
     from medvitlib.search.workers import run_search
 
     try:
-        found = run_search(options.study, storage=options.storage, workers=options.workers, retry=options.retry)
+        found = run_search(
+            options.study,
+            storage=options.storage,
+            workers=options.workers,
+            retry=options.retry,
+            device=options.device,
+            precision=options.precision,
+        )
     except (KeyboardInterrupt, SystemExit) as stopped:
         print("medvit: stopped. The same command goes on.", file=sys.stderr)
         return 130 if isinstance(stopped, KeyboardInterrupt) else stopped.code

@@ -70,9 +70,10 @@ def _in_notebook() -> bool:
 
 def _line(description: str, done: int, total: int | None, seconds: float, unit: str) -> str:
     rate = done / seconds
+    speed = f"{rate:.0f} {unit}/s" if rate >= 1 else f"{1 / rate:.0f} s/{unit}"
     if not total:
-        return f"{description}: {done} {unit}, {rate:.0f} {unit}/s"
-    return f"{description}: {done}/{total} {unit}, {rate:.0f} {unit}/s, {(total - done) / rate:.0f} s left"
+        return f"{description}: {done} {unit}, {speed}"
+    return f"{description}: {done}/{total} {unit}, {speed}, {(total - done) / rate:.0f} s left"
 
 
 def _terminal(items, description, total, unit, step):

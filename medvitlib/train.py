@@ -76,13 +76,14 @@ def train(
     return run, evaluate(run, parts.test, **asked["evaluate"])
 
 
-def open_parts(asked: dict[str, Any]) -> Split:
+def open_parts(asked: dict[str, Any], quiet: bool = False) -> Split:
     """The data that a file asks for, cut as it says, with a word on it."""
     data = dict(asked["data"])
     with _judged("data"):
         ds = open_dataset(data.pop("name"), **data.pop("rendered", {}), **data)
         parts = split(ds, **asked["split"])
-    print(ds, parts.table().to_string(), *parts.notes, sep="\n")
+    if not quiet:
+        print(ds, parts.table().to_string(), *parts.notes, sep="\n")
     return parts
 
 

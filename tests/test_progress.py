@@ -51,3 +51,4 @@ def test_the_terminal_shows_a_bar_with_rate_and_time_left(monkeypatch, capsys):
 def test_a_line_states_the_rate_and_what_is_left():
     assert progress._line("Features", 50, 200, 10.0, "img") == "Features: 50/200 img, 5 img/s, 30 s left"
     assert progress._line("Reading", 50, None, 10.0, "file") == "Reading: 50 file, 5 file/s"
+    assert progress._line("grid", 6, 27, 72.0, "point") == "grid: 6/27 point, 12 s/point, 252 s left"

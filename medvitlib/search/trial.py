@@ -21,10 +21,15 @@ from medvitlib.training.fit import fit
 
 
 class Runner:
-    """Trains the points of a study: what they share is opened once."""
+    """Trains the points of a study: what they share is opened once.
 
-    def __init__(self, study: Study):
-        self.study = study
+    Args:
+        hardware: `device` and `precision`, as `fit` takes them.
+        quiet: no word on the data.
+    """
+
+    def __init__(self, study: Study, hardware: dict[str, Any] | None = None, quiet: bool = False):
+        self.study, self.hardware, self.quiet = study, hardware or {}, quiet
         self._parts: dict[str, Split] = {}
 
     @cached_property
@@ -83,6 +88,7 @@ class Runner:
                     settings={"asked": {"point": point, "study": study.name}},
                     quiet=True,
                     each_epoch=each_epoch,
+                    **self.hardware,
                 )
             except optuna.TrialPruned:
                 shutil.rmtree(runs_dir() / f"{name}.unfinished", ignore_errors=True)
@@ -109,5 +115,5 @@ class Runner:
     def _open(self, asked: dict[str, Any]) -> Split:
         key = json.dumps([asked["data"], asked["split"]], default=str)
         if key not in self._parts:
-            self._parts[key] = open_parts(asked)
+            self._parts[key] = open_parts(asked, self.quiet)
         return self._parts[key]

@@ -19,6 +19,7 @@ from medvitlib.search.queue import Queue
 from medvitlib.search.result import SearchResult
 from medvitlib.search.study import Study, read_study
 from medvitlib.search.trial import Runner
+from medvitlib.training.features import hardware
 
 PARENT = "MEDVIT_SEARCH_PARENT"  # a worker whose parent is gone stops
 
@@ -30,6 +31,8 @@ def run_search(
     workers: int | None = None,
     retry: bool = False,
     quiet: bool = False,
+    device: str | torch.device | None = None,
+    precision: torch.dtype | str | None = "auto",
 ) -> SearchResult:
     """Train every point of a study that is not trained yet; one that is finished runs nothing.
 
@@ -39,7 +42,8 @@ def run_search(
         workers: processes on this machine, the cores (or GPUs) shared between them; None for one a GPU, else this
             process alone.
         retry: train points again that failed.
-        quiet: no line a point.
+        quiet: no line a point, and no word on the data.
+        device, precision: of every training, as `fit` takes them; not part of what the study asks.
 
     Raises:
         TrainingError: before anything is trained, if the file, a point of it or the storage cannot be used; later,
@@ -49,9 +53,10 @@ def run_search(
     workers = max(1, torch.cuda.device_count()) if workers is None else workers
     if workers < 1:
         raise TrainingError(f"workers={workers}: expected 1 or more.")
+    hardware(device or "cpu", precision)  # what cannot be is said now; no GPU is touched that the workers need
     study = read_study(source)
     queue = study.queue(storage)
-    runner = Runner(study)
+    runner = Runner(study, {"device": device, "precision": precision}, quiet)
     runner.check()
     prints = {name: getattr(runner.parts, name).fingerprint for name in ("train", "val")}
     queue.join(study.asked | {"fingerprints": prints}, study.plan)
@@ -63,7 +68,7 @@ def run_search(
         else:
             path = study.folder / "study.yaml"
             path.write_text(yaml.safe_dump({**study.asked, "search": _search(study)}, sort_keys=False))
-            _in_processes(study, queue, path, workers, lines)
+            _in_processes(study, queue, path, workers, lines, _asked(device, precision))
     lines.show()
     return SearchResult.read(study, queue, runner.parts)
 
@@ -78,6 +83,12 @@ def show_search(source: str | Path | dict, *, storage: str | None = None) -> Sea
     queue = study.queue(storage)
     queue.look()
     return SearchResult.read(study, queue, Runner(study).parts)
+
+
+def _asked(device: str | torch.device | None, precision: torch.dtype | str | None) -> list[str]:
+    """Options of the command that say the same."""
+    words = ["--precision", str(precision or "float32").removeprefix("torch.")]
+    return words if device is None else [*words, "--device", str(device)]
 
 
 def _search(study: Study) -> dict:
@@ -107,17 +118,17 @@ class _Lines:
         return sum(t.state.is_finished() and not t.user_attrs.get("died") for t in trials)
 
 
-def _in_processes(study: Study, queue: Queue, path: Path, count: int, lines: _Lines) -> None:
+def _in_processes(study: Study, queue: Queue, path: Path, count: int, lines: _Lines, options: list[str]) -> None:
     """So many workers, each the same command on one core's or GPU's share; their words go to worker-N.log."""
     threads = max(1, _cores() // count)
     devices = torch.cuda.device_count()
-    command = [sys.executable, "-m", "medvitlib.cli", "search", "run", str(path), "--workers", "1"]
+    command = [sys.executable, "-m", "medvitlib.cli", "search", "run", str(path), "--workers", "1", *options]
     processes = {}
     try:
         for number in range(count):
             log = study.folder / f"worker-{number}.log"
             variables = {"OMP_NUM_THREADS": str(threads), PARENT: str(os.getpid())}
-            if devices > 1:
+            if devices > 1 and "--device" not in options:
                 variables["CUDA_VISIBLE_DEVICES"] = _device(number % devices)
             with log.open("wb") as out:
                 processes[log] = subprocess.Popen(

@@ -32,6 +32,8 @@ def hardware(
 ) -> tuple[torch.device, torch.dtype | None]:
     """Where to compute, and the reduced precision to do it in: None for the best device, "auto" for what pays there.
 
+    A precision's name ("bfloat16") will do, too.
+
     Raises:
         MedvitError: a device that is not here, or a precision that is none.
     """
@@ -44,6 +46,7 @@ def hardware(
             f"{default_device()}."
         ) from error
     known = ("auto", None, torch.float32, torch.bfloat16, torch.float16)
+    precision = {str(dtype).removeprefix("torch."): dtype for dtype in known[2:]}.get(precision, precision)
     if precision not in known:
         raise MedvitError(f"precision={precision!r}: expected 'auto', None (float32), torch.bfloat16 or torch.float16.")
     if precision == "auto":

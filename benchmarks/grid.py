@@ -120,7 +120,7 @@ def asked(data: str, epochs: int) -> dict:
     """The study, whose training is what the plain loop does."""
     return {
         "name": "grid",
-        "data": {"name": data, "image_size": SIZE},
+        "data": {"name": data, "image_size": SIZE, "positive": positive_of(data)},
         "split": {"by": "images"},
         "model": {"name": "transformer_classifier", "weights": None, "options": {"depth": 3, "in_channels": 3}},
         "train": {
@@ -138,9 +138,15 @@ def asked(data: str, epochs: int) -> dict:
     }
 
 
+def positive_of(data: str) -> str:
+    """Its own, or that of the rendered slices."""
+    return open_dataset(data, image_size=16).positive or "disease"
+
+
 def plain(study: Study, once: bool) -> list[dict]:
     """The grid as a notebook would write it; the seeds are those of `fit`, so that its figures can be compared."""
-    dataset = open_dataset(study.content["data"]["name"], image_size=16)  # names and labels; the pixels come from files
+    data = study.content["data"] | {"image_size": 16}  # names and labels alone: the pixels come from the files
+    dataset = open_dataset(**data)
     parts = split(dataset, by="images")
     return [train(study, point, parts, once) for point in study.points]
 

@@ -18,6 +18,7 @@ from medvitlib.search.study import Study, run_name
 from medvitlib.train import build_model, open_parts
 from medvitlib.training.config import METRICS
 from medvitlib.training.fit import fit
+from medvitlib.training.run import need_every_class, need_positive
 
 
 class Runner:
@@ -38,11 +39,14 @@ class Runner:
         return self._open(self.study.at(next(probes(self.study.space)), 0)[0])
 
     def check(self) -> None:
-        """Build each point's model without weights, which costs next to nothing.
+        """Look at the classes, and build each point's model without weights, which costs next to nothing.
 
         Raises:
+            DataError: no point could be trained on these data.
             TrainingError: names the first point that cannot be, before any is trained.
         """
+        need_every_class(self.parts)
+        need_positive(self.parts)
         seen = set()
         for point in self.study.points if self.study.points is not None else probes(self.study.space):
             asked, config = self.study.at(point, 0)

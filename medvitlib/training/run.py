@@ -149,6 +149,16 @@ def need_every_class(parts: Split) -> None:
             )
 
 
+def need_positive(parts: Split) -> None:
+    """DataError unless it is known which one of two classes is positive: said before a training, not after it."""
+    classes = list(parts.train.classes)
+    if len(classes) == 2 and parts.train.positive is None:
+        raise DataError(
+            f"Which class of {parts.train.name!r} is positive was not given: recall and every threshold speak of it. "
+            f"Pass positive= one of {classes} to open_dataset (-p positive NAME on the command line)."
+        )
+
+
 def finished_run(name: str, model: nn.Module, parts: Split, settings: dict) -> Run | None:
     """The complete run of this name, if it had these very settings and none of this name is in the making."""
     folder = runs_dir() / name
@@ -182,12 +192,7 @@ def start_run(
     check_name(name)
     if not hasattr(model, "architecture") or not hasattr(model, "preprocessing"):
         raise TrainingError(f"{type(model).__name__} says neither how it was built nor what its input is: use `build`.")
-    classes = list(parts.train.classes)
-    if len(classes) == 2 and parts.train.positive is None:  # said before the training, not after it
-        raise DataError(
-            f"Which class of {parts.train.name!r} is positive was not given: recall and every threshold speak of it. "
-            f"Pass positive= one of {classes} to open_dataset (-p positive NAME on the command line)."
-        )
+    need_positive(parts)
     folder = runs_dir() / name
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -41,19 +41,15 @@ def storage(request, tmp_path) -> str:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory) -> Iterator[str]:
+def server() -> Iterator[str]:
     """The address of a PostgreSQL server of our own, on loopback, as an ordinary user: it refuses to run as root."""
     found = [*Path("/usr/lib/postgresql").glob("*/bin"), *(Path(p) for p in os.get_exec_path())]
     programs = next((folder for folder in found if (folder / "initdb").is_file()), None)
     if programs is None or find_spec("psycopg") is None:
         pytest.skip("PostgreSQL is not installed: apt-get install postgresql; pip install 'psycopg[binary]'")
-    folder = tmp_path_factory.mktemp("postgresql")
+    folder = Path(tempfile.mkdtemp(prefix="medvit-postgresql-"))  # pytest's own folders are closed to other users
     user = {"user": "nobody"} if os.geteuid() == 0 else {}
     if user:
-        for path in (folder, *folder.parents):  # pytest's folders are open to their owner only
-            if path == Path(tempfile.gettempdir()):
-                break
-            path.chmod(0o755)
         shutil.chown(folder, "nobody")
 
     def run(*command, **options) -> None:
@@ -69,6 +65,7 @@ def server(tmp_path_factory) -> Iterator[str]:
         yield f"postgresql://tester:any@127.0.0.1:{port}/postgres"
     finally:
         run(programs / "pg_ctl", "-D", folder / "data", "-m", "immediate", "stop")
+        shutil.rmtree(folder)
 
 
 @pytest.mark.postgresql

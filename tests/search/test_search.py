@@ -4,12 +4,13 @@ import signal
 import subprocess
 import sys
 
+import cv2
 import numpy as np
 import pytest
 import yaml
 
 from medvitlib.cli import main
-from medvitlib.errors import TrainingError
+from medvitlib.errors import DataError, TrainingError
 from medvitlib.paths import runs_dir
 from medvitlib.search import trial as trials
 from medvitlib.search import workers
@@ -233,6 +234,17 @@ def test_what_cannot_be_searched_is_said_before_anything_is_trained(monkeypatch,
     untouched(monkeypatch)
     with pytest.raises(TrainingError, match=message):
         run_search(asked("wrong", space, **search), quiet=True)
+
+
+def test_data_that_cannot_be_trained_on_are_said_before_anything_is_trained(monkeypatch, tmp_path):
+    untouched(monkeypatch)
+    for image in range(60):
+        folder = tmp_path / "images" / ("round", "square")[image % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(folder / f"{image}.png"), np.full((32, 32), image, np.uint8))
+    content = asked("unsaid") | {"data": {"name": str(tmp_path / "images"), "image_size": 32}}
+    with pytest.raises(DataError, match=r"Pass positive= one of \['round', 'square'\]"):
+        run_search(content, quiet=True)
 
 
 def test_another_space_under_the_same_name_is_refused(grid, monkeypatch):

@@ -145,8 +145,8 @@ def positive_of(data: str) -> str:
 
 def plain(study: Study, once: bool) -> list[dict]:
     """The grid as a notebook would write it; the seeds are those of `fit`, so that its figures can be compared."""
-    data = study.content["data"] | {"image_size": 16}  # names and labels alone: the pixels come from the files
-    dataset = open_dataset(**data)
+    data = study.content["data"]  # names and labels alone are read here: the pixels come from the files
+    dataset = open_dataset(data["name"], image_size=16, positive=data["positive"])
     parts = split(dataset, by="images")
     return [train(study, point, parts, once) for point in study.points]
 

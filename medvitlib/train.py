@@ -27,7 +27,7 @@ from typing import Any
 import yaml
 from torch import nn
 
-from medvitlib.data import Split, open_dataset, split
+from medvitlib.data import Split, open_dataset, same_split, split
 from medvitlib.errors import MedvitError, TrainingError, one_of
 from medvitlib.evaluate import evaluate
 from medvitlib.evaluation.inputs import check_share
@@ -76,12 +76,12 @@ def train(
     return run, evaluate(run, parts.test, **asked["evaluate"])
 
 
-def open_parts(asked: dict[str, Any], quiet: bool = False) -> Split:
-    """The data that a file asks for, cut as it says, with a word on it."""
+def open_parts(asked: dict[str, Any], quiet: bool = False, like: Split | None = None) -> Split:
+    """The data that a file asks for, cut as it says, or as `like` is, with a word on it."""
     data = dict(asked["data"])
     with _judged("data"):
         ds = open_dataset(data.pop("name"), **data.pop("rendered", {}), **data)
-        parts = split(ds, **asked["split"])
+        parts = same_split(like, ds) if like else split(ds, **asked["split"])
     if not quiet:
         print(ds, parts.table().to_string(), *parts.notes, sep="\n")
     return parts

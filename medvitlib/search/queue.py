@@ -93,7 +93,8 @@ class Queue:
             if different := _differences(self.study.user_attrs["asked"], asked):
                 raise TrainingError(
                     f"There is a study {self.name!r} in {self.place} already, of something else: "
-                    f"{'; '.join(different)}. Ask the same, or give this one another name."
+                    f"{'; '.join(different)}. Ask the same, or give this one another name"
+                    f"{', or remove that file.' if is_sqlite(self.url) else '.'}"
                 )
         return created
 
@@ -156,7 +157,7 @@ class Queue:
                 after()
 
     def again(self, failed: bool = False) -> int:
-        """Put trials back whose workers are gone, and, if asked, those that failed; returns how many wait now."""
+        """Put trials back whose workers are gone, and, if asked, those that failed; returns how many are not done."""
         with said(self.url), self._alone:
             self._take_back()
             if failed:
@@ -165,7 +166,7 @@ class Queue:
                 for trial in {t.user_attrs["point"]: t for t in trials}.values():
                     if trial.user_attrs["point"] not in done:
                         self._wait_again(trial)
-            return sum(t.state == TrialState.WAITING for t in self.trials())
+            return sum(not t.state.is_finished() for t in self.trials())
 
     def _fill(self, plan: Plan) -> None:
         """Every trial of the plan that is not there yet."""

@@ -28,6 +28,10 @@ class Range:
     log: bool = False
     whole: bool = False
 
+    def written(self) -> dict[str, float | int | bool]:
+        """As a study file has it."""
+        return {"low": self.low, "high": self.high, "log": self.log}
+
     def suggest(self, trial: optuna.trial.Trial, name: str) -> float | int:
         """A value for this trial, from the study's sampler."""
         suggest = trial.suggest_int if self.whole else trial.suggest_float

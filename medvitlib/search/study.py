@@ -64,7 +64,7 @@ class Study:
     def asked(self) -> dict[str, Any]:
         """What another process must be asked to join; the number of trials may grow."""
         search = {"method": self.method, "seeds": self.seeds, "stop_poor": self.stop_poor}
-        space = {key: values if isinstance(values, list) else vars(values) for key, values in self.space.items()}
+        space = {key: v if isinstance(v, list) else v.written() for key, v in self.space.items()}
         return {**self.content, "search": search | {"space": space}}
 
     @property

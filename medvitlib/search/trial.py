@@ -18,7 +18,7 @@ from medvitlib.search.study import Study, run_name
 from medvitlib.train import build_model, open_parts
 from medvitlib.training.config import METRICS
 from medvitlib.training.fit import fit
-from medvitlib.training.run import need_every_class, need_positive
+from medvitlib.training.run import OtherSettings, need_every_class, need_positive
 
 
 class Runner:
@@ -81,19 +81,18 @@ class Runner:
                     if trial.should_prune():
                         raise optuna.TrialPruned
 
+            options = {
+                "name": name,
+                "compared": len(study.plan) * len(study.seeds),
+                "settings": {"asked": {"point": point, "study": study.name}},
+                "quiet": True,
+                "each_epoch": each_epoch,
+                **self.hardware,
+            }
             try:
-                run = fit(
-                    model,
-                    parts,
-                    config,
-                    name=name,
-                    resume=True,
-                    compared=len(study.plan) * len(study.seeds),
-                    settings={"asked": {"point": point, "study": study.name}},
-                    quiet=True,
-                    each_epoch=each_epoch,
-                    **self.hardware,
-                )
+                run = fit(model, parts, config, resume=True, **options)
+            except OtherSettings:  # begun on another device, for one
+                run = fit(model, parts, config, resume=False, **options)
             except optuna.TrialPruned:
                 shutil.rmtree(runs_dir() / f"{name}.unfinished", ignore_errors=True)
                 raise
@@ -117,7 +116,8 @@ class Runner:
         return value
 
     def _open(self, asked: dict[str, Any]) -> Split:
-        key = json.dumps([asked["data"], asked["split"]], default=str)
+        key = json.dumps(asked["data"].get("image_size"))  # nothing else of the data can be searched
         if key not in self._parts:
-            self._parts[key] = open_parts(asked, self.quiet)
+            first = next(iter(self._parts.values()), None)  # every point is judged on the same images
+            self._parts[key] = open_parts(asked, self.quiet, like=first)
         return self._parts[key]

@@ -154,7 +154,7 @@ def _done(processes: dict[Path, subprocess.Popen], lines: _Lines) -> Iterator[in
     seen = lines.show()
     yield from range(seen)
     while any(process.poll() is None for process in processes.values()):
-        time.sleep(0.5)
+        time.sleep(1)
         now = lines.show()
         yield from range(seen, now)
         seen = max(seen, now)

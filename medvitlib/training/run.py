@@ -76,6 +76,10 @@ class Run:
         return self.validation[[f"logit_{c}" for c in self.classes]].to_numpy(np.float64)
 
 
+class OtherSettings(TrainingError):
+    """An interrupted run of this name was asked something else."""
+
+
 class UnfinishedRun:
     """The folder of a run in the making; `finish` completes and names it."""
 
@@ -214,7 +218,7 @@ def start_run(
                 write_settings(run.folder, parts, config)
                 model.started_as = settings.get("initial_weights")  # after an interruption it is this model no more
             elif different := differences(run.folder, config, model):
-                raise TrainingError(
+                raise OtherSettings(
                     f"{run.folder} was interrupted with other settings: {'; '.join(different)}. Give the same ones, "
                     "or train anew with resume=False."
                 )

@@ -159,19 +159,33 @@ def test_nothing_but_failures_is_said(monkeypatch):
     assert "failed" in str(found)
 
 
-@pytest.mark.parametrize("method", ["random", "tpe"])
-def test_ranges_are_searched_by_chance_or_by_model(method):
+@pytest.mark.parametrize(("method", "workers"), [("random", 2), ("tpe", 1)])
+def test_ranges_are_searched_by_chance_or_by_model(method, workers):
     space = {
         "train.lr": {"low": 1e-4, "high": 0.1, "log": True},
         "train.batch_size": {"low": 8, "high": 9},
         HEADS: [1, 2],
     }
-    found = run_search(asked(method, space, method=method, trials=5, epochs=1), quiet=True)
+    found = run_search(asked(method, space, method=method, trials=5, epochs=1), workers=workers, quiet=True)
     assert len(found.table) == 5 and set(found.table["state"]) == {"complete"}
     assert found.table["lr"].between(1e-4, 1e-1).all() and found.table["lr"].nunique() == 5
     assert set(found.table["batch_size"]) <= {8, 9} and set(found.table["heads"]) <= {1, 2}
     more = run_search(asked(method, space, method=method, trials=6, epochs=1), quiet=True)
     assert len(more.table) == 6 and more.table["lr"][:5].tolist() == found.table["lr"].tolist()
+
+
+def test_a_point_begun_elsewhere_is_begun_anew(monkeypatch):
+    study = asked("elsewhere", {HEADS: [1]})
+    train = trials.fit
+
+    def stopped(*args, **options):
+        train(*args, **(options | {"settings": {"another": "device"}, "each_epoch": lambda row: 1 / 0}))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trials, "fit", stopped)
+        assert run_search(study, quiet=True).table["state"].tolist() == ["failed"]
+    assert (runs_dir() / "elsewhere" / "000-seed0.unfinished").is_dir()
+    assert run_search(study, retry=True, quiet=True).table["state"].tolist() == ["complete"]
 
 
 def test_poor_points_are_stopped_where_asked(monkeypatch):
@@ -188,11 +202,16 @@ def test_poor_points_are_stopped_where_asked(monkeypatch):
 def test_what_the_trials_share_is_opened_once(monkeypatch):
     opened = []
     open_parts = trials.open_parts
-    monkeypatch.setattr(trials, "open_parts", lambda asked: opened.append(1) or open_parts(asked))
+    monkeypatch.setattr(trials, "open_parts", lambda *args, **options: opened.append(1) or open_parts(*args, **options))
     run_search(asked("once"), quiet=True)
     assert len(opened) == 1
-    run_search(asked("sizes", {"data.image_size": [32, 48]}, epochs=1), quiet=True)
+    content = asked("sizes", {"data.image_size": [32, 48]}, epochs=1)
+    content["split"] = {"by": "clusters"}
+    found = run_search(content, quiet=True)
     assert len(opened) == 3
+    runs = [load_run(found.folder_of(point)) for point in (0, 1)]
+    assert [run.model.preprocessing.image_size for run in runs] == [(32, 32), (48, 48)]
+    assert runs[0].validation["id"].tolist() == runs[1].validation["id"].tolist()
 
 
 LIST = r"expected at least one `key: \[values\]`"

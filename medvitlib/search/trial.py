@@ -86,6 +86,7 @@ class Runner:
                 "compared": len(study.plan) * len(study.seeds),
                 "settings": {"asked": {"point": point, "study": study.name}},
                 "quiet": True,
+                "plot": False,  # half a second for each of many; `SearchResult.curves` has them all
                 "each_epoch": each_epoch,
                 **self.hardware,
             }

@@ -35,6 +35,7 @@ def fit(
     precision: torch.dtype | str | None = "auto",
     settings: dict | None = None,
     quiet: bool = False,
+    plot: bool = True,
     each_epoch: Callable[[dict], None] | None = None,
 ) -> Run | None:
     """Train a model on `parts.train`, keep the epoch that is best on `parts.val`; the test part is not touched.
@@ -60,6 +61,7 @@ def fit(
             means float32. On float16, gradients are scaled.
         settings: whatever else `config.json` should remember.
         quiet: no line an epoch.
+        plot: draw the curves into training.png.
         each_epoch: given an epoch's row of metrics.csv once its state is on disk; what it raises ends the training.
 
     Raises:
@@ -110,7 +112,8 @@ def fit(
         best = position.best if math.isfinite(position.best) else None  # undefined in every epoch
         chosen = {"epoch": position.best_epoch + 1, config.metric: best}
         run = run.finish(model, parts.val, logits.numpy(), candidates=compared * position.epoch, chosen=chosen)
-        plot_history(run.metrics, metric=config.metric).savefig(run.folder / "training.png")
+        if plot:
+            plot_history(run.metrics, metric=config.metric).savefig(run.folder / "training.png")
         if stop.signal is not None:
             stop.leave(f"Stopped; the run is complete, in {run.folder}.")
         return run

@@ -11,7 +11,8 @@ import platform
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,8 @@ BEAT = 10.0  # seconds between two signs of life
 GRACE = 90.0  # seconds without one after which a worker on another machine counts as gone
 DEATHS = 3  # a trial that took so many workers with it is not tried again
 
-Plan = list[tuple[dict[str, Any], dict[str, Any]]]
-"""Trials to be: what is fixed of each one's parameters, and what to remember of it (JSON-able)."""
+Plan = list[dict[str, Any]]
+"""Trials to be: what is fixed of each one's parameters."""
 
 
 class Queue:
@@ -86,16 +87,18 @@ class Queue:
             self._id = self.storage.get_study_id_from_name(self.name)
             if created:
                 self.study.set_user_attr("asked", asked)
-            if created or isinstance(self._alone, FileLock):
                 self._fill(plan)
         if not created:
-            self._wait_until_filled(plan)
+            with said(self.url):
+                self._wait_until_filled()
             if different := _differences(self.study.user_attrs["asked"], asked):
                 raise TrainingError(
                     f"There is a study {self.name!r} in {self.place} already, of something else: "
                     f"{'; '.join(different)}. Ask the same, or give this one another name"
                     f"{', or remove that file.' if is_sqlite(self.url) else '.'}"
                 )
+            with said(self.url), self._alone:
+                self._fill(plan)
         return created
 
     def look(self) -> None:
@@ -169,15 +172,18 @@ class Queue:
             return sum(not t.state.is_finished() for t in self.trials())
 
     def _fill(self, plan: Plan) -> None:
-        """Every trial of the plan that is not there yet."""
-        there = {t.user_attrs.get("point") for t in self.trials() if not t.user_attrs.get("died")}
-        for number, (fixed, about) in enumerate(plan):
+        """Every trial of the plan that is not there: all of a new study, or what somebody died over."""
+        # whoever found a trial's worker gone is about to put it back; after a while he is gone himself
+        recent = datetime.now() - timedelta(seconds=GRACE)
+        there = {t.user_attrs["point"] for t in self.trials() if not t.user_attrs.get("died") or _ended(t) > recent}
+        for number, fixed in enumerate(plan):
             if number not in there:
-                self.study.enqueue_trial(fixed, user_attrs={"point": number, **about})
-        self.study.set_user_attr("filled", len(plan))
+                self.study.enqueue_trial(fixed, user_attrs={"point": number})
+        if self.study.user_attrs.get("filled", 0) < len(plan):
+            self.study.set_user_attr("filled", len(plan))
 
-    def _wait_until_filled(self, plan: Plan) -> None:
-        """Whoever created the study is putting the trials there; if he is gone, go on for him."""
+    def _wait_until_filled(self) -> None:
+        """Whoever created the study is putting the trials there, unless he is gone."""
         before, since = -1, time.monotonic()
         while "filled" not in self.study.user_attrs or "asked" not in self.study.user_attrs:
             if (now := len(self.trials())) != before:
@@ -185,7 +191,6 @@ class Queue:
             if time.monotonic() - since > GRACE / 3:
                 if "asked" not in self.study.user_attrs:
                     raise TrainingError(f"The study {self.name!r} in {self.place} holds nothing: give another name.")
-                self._fill(plan)
                 return
             time.sleep(0.2)
 
@@ -227,9 +232,11 @@ class Queue:
 
     def _wait_again(self, trial: FrozenTrial) -> None:
         kept = {k: v for k, v in trial.user_attrs.items() if k not in ("worker", "beat", "left", "died", "error")}
-        if "worker" in trial.user_attrs and not trial.user_attrs.get("left"):
-            kept["deaths"] = kept.get("deaths", 0) + ("error" not in trial.user_attrs)
-        fixed = trial.params or trial.system_attrs.get("fixed_params", {})
+        if "error" in trial.user_attrs:  # somebody wants it tried again
+            kept["deaths"] = 0
+        elif not trial.user_attrs.get("left"):
+            kept["deaths"] = kept.get("deaths", 0) + 1
+        fixed = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
         if kept.get("deaths", 0) < DEATHS:
             self.study.enqueue_trial(fixed, user_attrs=kept)
             return
@@ -278,7 +285,8 @@ class Queue:
         try:
             yield
         except BaseException:
-            self.storage.set_trial_user_attr(number, "left", True)
+            with suppress(Exception):  # else it is found out a little later
+                self.storage.set_trial_user_attr(number, "left", True)
             raise
         finally:
             ended.set()
@@ -298,6 +306,10 @@ def _me(pid: int | None = None) -> str:
         except OSError:
             start = "gone"
     return f"{platform.node() or 'here'} {pid} {start}"
+
+
+def _ended(trial: FrozenTrial) -> datetime:
+    return trial.datetime_complete or datetime.max
 
 
 def _in_words(error: Exception) -> str:

@@ -70,8 +70,7 @@ class Study:
     @property
     def plan(self) -> Plan:
         """The trials to be."""
-        points = self.points if self.points is not None else [{}] * self.trials
-        return [(point, {}) for point in points]
+        return self.points if self.points is not None else [{}] * self.trials
 
     @property
     def larger_is_better(self) -> bool:

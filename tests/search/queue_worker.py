@@ -14,7 +14,7 @@ import optuna
 from medvitlib.search import queue
 
 queue.BEAT, queue.GRACE = 0.2, 2.0
-PLAN = [({"a": a, "b": b}, {}) for a in range(9) for b in range(3)]
+PLAN = [{"a": a, "b": b} for a in range(9) for b in range(3)]
 
 
 def main(storage: str, folder: str, dies_at: str) -> None:

@@ -21,7 +21,7 @@ from medvitlib.search import queue
 from medvitlib.search.queue import Queue
 
 WORKER = Path(__file__).with_name("queue_worker.py")
-PLAN = [({"x": x}, {}) for x in range(3)]
+PLAN = [{"x": x} for x in range(3)]
 ASKED = {"what": {"x": [0, 1, 2]}}
 
 
@@ -123,6 +123,7 @@ def test_a_trial_that_kills_each_worker_is_given_up(tmp_path, monkeypatch):
     assert study.trials()[-1].state == TrialState.FAIL
     assert study.trials()[-1].user_attrs["error"].startswith("Its worker died 3 times")
     assert study._take() is None
+    assert study.again(failed=True) == 1 and study._take().user_attrs["deaths"] == 0
 
 
 def test_a_worker_on_another_machine_is_given_up_after_a_while(tmp_path, monkeypatch):
@@ -179,6 +180,29 @@ def test_an_interrupted_trial_waits_again_at_once(tmp_path, stop):
     assert [t.value for t in again.trials() if t.state == TrialState.COMPLETE] == [0, 4, 1]
 
 
+def test_a_trial_that_died_while_it_was_told_its_parameters_keeps_them_all(tmp_path):
+    def run(trial):
+        trial.suggest_categorical("x", [0, 1, 2])
+        raise KeyboardInterrupt
+
+    study = joined(tmp_path, plan=[{"x": 2, "y": 1}])
+    with pytest.raises(KeyboardInterrupt):
+        study.work(run)
+    assert study.again() == 1
+    trial = study._take()
+    assert (trial.suggest_categorical("x", [0, 1, 2]), trial.suggest_categorical("y", [0, 1])) == (2, 1)
+
+
+def test_a_trial_lost_between_two_writes_is_put_back_later(tmp_path, monkeypatch):
+    study = joined(tmp_path)
+    number = study._number(study.trials()[0])
+    study.storage.set_trial_user_attr(number, "died", True)
+    study.storage.set_trial_state_values(number, TrialState.FAIL)  # and whoever wrote this dies here
+    assert joined(tmp_path).again() == 2
+    monkeypatch.setattr(queue, "GRACE", 0)
+    assert joined(tmp_path).again() == 3
+
+
 def test_a_failing_trial_is_recorded_and_the_rest_go_on(tmp_path):
     def run(trial):
         if (x := trial.suggest_categorical("x", [0, 1, 2])) == 1:
@@ -210,13 +234,14 @@ def test_a_study_of_something_else_is_not_joined(tmp_path):
     with pytest.raises(
         TrainingError, match=r"study 'study' .* already, of something else: what.x was \[0, 1, 2\], now"
     ):
-        joined(tmp_path, asked={"what": {"x": [0, 1]}})
+        joined(tmp_path, asked={"what": {"x": [0, 1]}}, plan=[*PLAN, {"x": 7}])
+    assert len(joined(tmp_path).trials()) == 3  # nor is anything added to it
 
 
 def test_more_trials_may_be_asked_of_a_study(tmp_path):
     study = joined(tmp_path)
     study.work(squared)
-    more = joined(tmp_path, plan=[*PLAN, ({"x": 2}, {})])
+    more = joined(tmp_path, plan=[*PLAN, {"x": 2}])
     assert more.again() == 1
 
 

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import MaxNLocator
 
 from medvitlib.errors import EvaluationError
+from medvitlib.evaluation import paired
 from medvitlib.plotstyle import BLUE, GREEN, GREY, VERMILION, canvas, clean, headline, key, line_style
 from medvitlib.training.config import METRICS
 
@@ -17,10 +18,7 @@ if TYPE_CHECKING:
 
 NAMES = {
     "train_loss": "training loss",
-    "val_nll": "validation loss",
-    "val_auroc": "validation AUROC",
-    "val_accuracy": "validation accuracy",
-    "val_f1": "validation F1",
+    **{f"val_{name}": f"validation {words}" for name, words in paired.METRICS.items()},
     "lr": "learning rate",
 }
 LOSSES = ("train_loss", "val_nll")

@@ -16,6 +16,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+from medvitlib.machine import cores
 from medvitlib.paths import cache_dir, data_roots, runs_dir
 
 OLDEST_PYTHON = (3, 11)
@@ -92,9 +93,7 @@ def _hardware() -> dict[str, object]:
 
     from medvitlib.precision import autocast_dtype
 
-    names = [
-        ("cpu", f"{len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} CPU cores")
-    ]
+    names = [("cpu", f"{cores()} CPU cores")]
     for i in range(torch.cuda.device_count()):
         device = torch.cuda.get_device_properties(i)
         names.append((f"cuda:{i}", f"{device.name} with {device.total_memory / 1e9:.0f} GB"))

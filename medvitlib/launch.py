@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from medvitlib.errors import TrainingError
+from medvitlib.machine import cores
 from medvitlib.train import read
 from medvitlib.training.run import Run, load_run
 
@@ -32,7 +33,7 @@ def launch(path: str | Path, *, processes: int, resume: bool = False) -> Run:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     command += ["-m", "medvitlib.cli", "train", str(path), *(["--resume"] if resume else [])]
     environment = {
-        "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes)),
+        "OMP_NUM_THREADS": str(max(1, cores() // processes)),
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "600",  # seconds for the update that is under way, and to save
         **os.environ,
         "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medvitlib.errors import MedvitError
+from medvitlib.machine import cores
 from medvitlib.notebooks import choose_parameters, code_cells, discover, failure, freeze, started
 from medvitlib.paths import project_root, runs_dir
 from medvitlib.profiles import PROFILES
@@ -168,11 +169,6 @@ def table(jobs: list[Job]) -> str:
         rows.append((job.notebook.stem, f"{job.seconds:.1f}", result, *files))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
-
-
-def cores() -> int:
-    """Processor cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def prepare_output(folder: Path) -> Path:

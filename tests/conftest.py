@@ -41,6 +41,7 @@ def isolated(tmp_path_factory):
         patch.setenv("MEDVIT_PROGRESS", os.devnull)
         patch.delenv("MEDVIT_DATA", raising=False)
         patch.delenv("MEDVIT_WEIGHTS", raising=False)
+        patch.delenv("MEDVIT_STORAGE", raising=False)
         yield
 
 

@@ -15,7 +15,7 @@ from medvitlib.models.foreign import few, read_foreign
 from medvitlib.models.named import MODELS
 from medvitlib.models.npz import META_KEY, Checkpoint
 from medvitlib.models.sources import SHORT_NAMES
-from medvitlib.models.zoo import build_from
+from medvitlib.models.zoo import build_from, without_values
 
 SUFFIX = ".safetensors"
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # buffers of batch norms, not parameters
@@ -167,13 +167,9 @@ def _compare(state: dict[str, torch.Tensor], name: str) -> tuple[int | None, lis
 
 
 def _blank(state: dict[str, torch.Tensor], name: str, classes: int) -> nn.Module:
-    """A model of this name without values, which costs no time where the meta device will do."""
+    """A model of this name, for its names and shapes."""
     architecture = _architecture(state, name, classes)
-    try:
-        with torch.device("meta"):
-            return build_from(architecture)
-    except (RuntimeError, NotImplementedError):  # some models compute with values while they are built
-        return build_from(architecture)
+    return without_values(lambda: build_from(architecture))
 
 
 def _architecture(state: dict[str, torch.Tensor], name: str, classes: int | None) -> dict:

@@ -1,7 +1,7 @@
 """Models by name: this library's own, timm's and torchvision's behind one call."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -74,6 +74,15 @@ def build(
     if not quiet:
         print(info.message())
     return model
+
+
+def without_values(make: Callable[[], nn.Module]) -> nn.Module:
+    """The model that `make` builds, on the meta device where it can be: names and shapes at no cost."""
+    try:
+        with torch.device("meta"):
+            return make()
+    except (RuntimeError, NotImplementedError):  # some models compute with values while they are built
+        return make()
 
 
 def build_from(architecture: dict[str, Any], *, seed: int = 0) -> nn.Module:

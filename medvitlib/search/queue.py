@@ -65,8 +65,8 @@ class Queue:
         self.study: optuna.Study | None = None
         self._seen: dict[int, tuple[Any, float]] = {}  # trial -> its last sign of life, and when it was new
 
-    def join(self, asked: dict[str, Any], plan: Plan) -> bool:
-        """Create the study with these trials, or join the one of this name; returns whether it was created.
+    def join(self, asked: dict[str, Any], plan: Plan) -> None:
+        """Create the study with these trials, or join the one of this name.
 
         Args:
             asked: what the study is about; JSON-able. Whoever joins must be asked the same.
@@ -99,7 +99,6 @@ class Queue:
                 )
             with said(self.url), self._alone:
                 self._fill(plan)
-        return created
 
     def look(self) -> None:
         """Join as a reader.

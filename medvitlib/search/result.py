@@ -88,12 +88,15 @@ class SearchResult:
         Raises:
             TrainingError: no point was trained to its end.
         """
-        values = self.table["value"] if len(self.table) else None
-        if values is None or values.isna().all():
+        self._need_a_value()
+        values = self.table["value"]
+        return int(values.idxmax() if self.study.larger_is_better else values.idxmin())
+
+    def _need_a_value(self) -> None:
+        if not self.logits:
             errors = [e for e in self.table.get("error", []) if e]
             why = f" The first that failed: {errors[0]}" if errors else ""
             raise TrainingError(f"No point of {self.study.name!r} was trained to its end.{why}")
-        return int(values.idxmax() if self.study.larger_is_better else values.idxmin())
 
     def name_of(self, point: int) -> str:
         """Its parameters in words: "patch_size 16, heads 4, dropout 0.3"."""
@@ -107,7 +110,7 @@ class SearchResult:
         Raises:
             TrainingError: as `best`.
         """
-        self.best  # noqa: B018 - says what is wrong where nothing was trained
+        self._need_a_value()
         val = self.parts.val
         return compare_with_best(
             val.labels,

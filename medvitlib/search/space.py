@@ -4,12 +4,13 @@ import itertools
 import math
 import random
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import optuna
 
-from medvitlib.errors import TrainingError, one_of
+from medvitlib.errors import MedvitError, TrainingError, one_of
 from medvitlib.training.config import of_kind
 
 Value = str | int | float | bool | None
@@ -112,6 +113,16 @@ def suggest(trial: optuna.trial.Trial, space: Space) -> dict[str, Value]:
         key: v.suggest(trial, key) if isinstance(v, Range) else trial.suggest_categorical(key, v)
         for key, v in space.items()
     }
+
+
+@contextmanager
+def naming(point: dict[str, Value]) -> Iterator[None]:
+    """What cannot be, with the point that asks for it."""
+    try:
+        yield
+    except MedvitError as error:
+        words = ", ".join(f"{key}={value}" for key, value in point.items())
+        raise TrainingError(f"{words}: {error}") from error
 
 
 def probes(space: Space) -> Iterator[dict[str, Value]]:

@@ -27,7 +27,7 @@ import optuna
 from medvitlib.errors import TrainingError, one_of
 from medvitlib.paths import runs_dir
 from medvitlib.search.queue import Plan, Queue
-from medvitlib.search.space import Space, Value, grid_points, probes, random_points, read_space
+from medvitlib.search.space import Space, Value, grid_points, naming, probes, random_points, read_space
 from medvitlib.train import load, mapping, understand
 from medvitlib.training.config import METRICS, TrainConfig, of_kind
 
@@ -63,9 +63,17 @@ class Study:
     @property
     def asked(self) -> dict[str, Any]:
         """What another process must be asked to join; the number of trials may grow."""
-        search = {"method": self.method, "seeds": self.seeds, "stop_poor": self.stop_poor}
+        search = {"method": self.method, "seeds": self.seeds}
+        if self.method != "grid":
+            search["stop_poor"] = self.stop_poor
         space = {key: v if isinstance(v, list) else v.written() for key, v in self.space.items()}
         return {**self.content, "search": search | {"space": space}}
+
+    @property
+    def file(self) -> dict[str, Any]:
+        """The study file, as `read_study` takes it."""
+        asked = self.asked
+        return asked if self.method == "grid" else asked | {"search": asked["search"] | {"trials": self.trials}}
 
     @property
     def plan(self) -> Plan:
@@ -129,20 +137,15 @@ def read_study(source: str | Path | dict) -> Study:
             raise TrainingError("a grid tries every point to the end: trials and stop_poor are for random and tpe.")
         seeds = _seeds(search.get("seeds", [0]))
         _, config = understand(content)
-        points = {
-            "grid": lambda: grid_points(space),
-            "random": lambda: random_points(space, trials, seed=config.seed),
-            "tpe": lambda: None,
-        }[method]()
+        points = None
+        if method != "tpe":
+            points = grid_points(space) if method == "grid" else random_points(space, trials, seed=config.seed)
         study = Study(content["name"], content, method, space, trials, seeds, stop_poor, config.metric, points)
         if "/" in study.name:
             raise TrainingError(f"name {study.name!r}: a study is a folder of runs, and has no '/' in its name.")
         for point in points if points is not None else probes(space):
-            with_point = ", ".join(f"{key}={value}" for key, value in point.items())
-            try:
+            with naming(point):
                 study.at(point, 0)
-            except TrainingError as error:
-                raise TrainingError(f"{with_point}: {error}") from error
         return study
     except TrainingError as error:
         raise TrainingError(f"{where}{error}") from error

@@ -3,17 +3,16 @@
 import json
 import math
 import shutil
-from contextlib import suppress
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import optuna
-import torch
 
 from medvitlib.data import Split
-from medvitlib.errors import MedvitError, TrainingError
+from medvitlib.errors import TrainingError
+from medvitlib.models.zoo import without_values
 from medvitlib.paths import runs_dir
-from medvitlib.search.space import probes, suggest
+from medvitlib.search.space import naming, probes, suggest
 from medvitlib.search.study import Study, run_name
 from medvitlib.train import build_model, open_parts
 from medvitlib.training.config import METRICS
@@ -56,14 +55,8 @@ class Runner:
                 continue
             seen.add(key)
             parts = self._open(asked)
-            try:
-                with torch.device("meta"), suppress(MedvitError, NotImplementedError):  # some compute while being built
-                    build_model(asked, parts, config.seed, quiet=True)
-                    continue
-                build_model(asked, parts, config.seed, quiet=True)
-            except MedvitError as error:
-                words = ", ".join(f"{name}={value}" for name, value in point.items())
-                raise TrainingError(f"{words}: {error}") from error
+            with naming(point):
+                without_values(partial(build_model, asked, parts, config.seed, quiet=True))
 
     def __call__(self, trial: optuna.trial.Trial) -> float:
         """Train one point with every seed; its curves and validation logits go into the study."""

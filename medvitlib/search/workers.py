@@ -1,5 +1,6 @@
 """Run a study: in this process, or in several on this machine; on other machines the same command joins it."""
 
+import json
 import os
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import torch
 import yaml
 
 from medvitlib.errors import TrainingError
+from medvitlib.machine import cores
 from medvitlib.progress import track
 from medvitlib.search.queue import Queue
 from medvitlib.search.result import SearchResult
@@ -22,6 +24,7 @@ from medvitlib.search.trial import Runner
 from medvitlib.training.features import hardware
 
 PARENT = "MEDVIT_SEARCH_PARENT"  # a worker whose parent is gone stops
+STORAGE = "MEDVIT_STORAGE"  # where the study is, unless it is said; a password in it is seen by nobody else's `ps`
 
 
 def run_search(
@@ -38,7 +41,7 @@ def run_search(
 
     Args:
         source: a YAML file (see `medvitlib.search.study`), or a mapping of the same shape.
-        storage: see `Queue`; None for SQLite in the study's folder.
+        storage: see `Queue`; None for $MEDVIT_STORAGE, else SQLite in the study's folder.
         workers: processes on this machine, the cores (or GPUs) shared between them; None for one a GPU, else this
             process alone.
         retry: train points again that failed.
@@ -55,7 +58,7 @@ def run_search(
         raise TrainingError(f"workers={workers}: expected 1 or more.")
     hardware(device or "cpu", precision)  # what cannot be is said now; no GPU is touched that the workers need
     study = read_study(source)
-    queue = study.queue(storage)
+    queue = study.queue(storage or os.environ.get(STORAGE))
     runner = Runner(study, {"device": device, "precision": precision}, quiet)
     runner.check()
     prints = {name: getattr(runner.parts, name).fingerprint for name in ("train", "val")}
@@ -67,7 +70,7 @@ def run_search(
             queue.work(runner, after=lines.show)
         else:
             path = study.folder / "study.yaml"
-            path.write_text(yaml.safe_dump({**study.asked, "search": _search(study)}, sort_keys=False))
+            path.write_text(yaml.safe_dump(json.loads(json.dumps(study.file)), sort_keys=False))  # tuples become lists
             _in_processes(study, queue, path, workers, lines, _asked(device, precision))
     lines.show()
     return SearchResult.read(study, queue, runner.parts)
@@ -80,7 +83,7 @@ def show_search(source: str | Path | dict, *, storage: str | None = None) -> Sea
         TrainingError: there is no such study.
     """
     study = read_study(source)
-    queue = study.queue(storage)
+    queue = study.queue(storage or os.environ.get(STORAGE))
     queue.look()
     return SearchResult.read(study, queue, Runner(study).parts)
 
@@ -89,14 +92,6 @@ def _asked(device: str | torch.device | None, precision: torch.dtype | str | Non
     """Options of the command that say the same."""
     words = ["--precision", str(precision or "float32").removeprefix("torch.")]
     return words if device is None else [*words, "--device", str(device)]
-
-
-def _search(study: Study) -> dict:
-    search = dict(study.asked["search"])
-    if study.method == "grid":
-        del search["stop_poor"]
-        return search
-    return {**search, "trials": study.trials}
 
 
 class _Lines:
@@ -120,19 +115,19 @@ class _Lines:
 
 def _in_processes(study: Study, queue: Queue, path: Path, count: int, lines: _Lines, options: list[str]) -> None:
     """So many workers, each the same command on one core's or GPU's share; their words go to worker-N.log."""
-    threads = max(1, _cores() // count)
+    threads = max(1, cores() // count)
     devices = torch.cuda.device_count()
     command = [sys.executable, "-m", "medvitlib.cli", "search", "run", str(path), "--workers", "1", *options]
     processes = {}
     try:
         for number in range(count):
             log = study.folder / f"worker-{number}.log"
-            variables = {"OMP_NUM_THREADS": str(threads), PARENT: str(os.getpid())}
+            variables = {"OMP_NUM_THREADS": str(threads), PARENT: str(os.getpid()), STORAGE: queue.url}
             if devices > 1 and "--device" not in options:
                 variables["CUDA_VISIBLE_DEVICES"] = _device(number % devices)
             with log.open("wb") as out:
                 processes[log] = subprocess.Popen(
-                    [*command, "--storage", queue.url],
+                    command,
                     stdin=subprocess.DEVNULL,
                     stdout=out,
                     stderr=subprocess.STDOUT,
@@ -141,8 +136,10 @@ def _in_processes(study: Study, queue: Queue, path: Path, count: int, lines: _Li
                 )
         for _ in track(_done(processes, lines), study.name, total=len(study.plan), unit="point"):
             pass
-    except BaseException:
+    except BaseException as stopped:
         _stop(list(processes.values()))
+        if isinstance(stopped, KeyboardInterrupt):
+            raise KeyboardInterrupt("Stopped. Everything is saved: the same call goes on.") from None
         raise
     if any(not trial.state.is_finished() for trial in queue.trials()):
         words = "\n".join(f"{log}: {_last(log)}" for log in processes)
@@ -170,10 +167,6 @@ def _stop(processes: list[subprocess.Popen]) -> None:
             process.wait(timeout=120)
         except (subprocess.TimeoutExpired, KeyboardInterrupt):  # a second Ctrl-C does not wait
             process.kill()
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _device(number: int) -> str:

@@ -5,21 +5,14 @@ from typing import Any, get_type_hints
 
 from medvitlib.data import RECIPES
 from medvitlib.errors import TrainingError, one_of
+from medvitlib.evaluation import paired
+from medvitlib.evaluation.paired import SMALLER
 
 OPTIMIZERS = ("adamw", "adam", "sgd")
 SCHEDULES = ("cosine", "step", "constant")
 LOSSES = ("cross_entropy", "focal")
 BALANCES = ("none", "weights", "sampling")
-METRICS = {
-    "val_auroc": max,
-    "val_auprc": max,
-    "val_accuracy": max,
-    "val_balanced_accuracy": max,
-    "val_f1": max,
-    "val_mcc": max,
-    "val_nll": min,
-    "val_brier": min,
-}
+METRICS = {f"val_{name}": min if name in SMALLER else max for name in paired.METRICS}
 """What early stopping can look at, with what is better. For more than two classes AUROC, AUPRC and F1 are macro."""
 
 

@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import nn
 
 from medvitlib.errors import TrainingError
+from medvitlib.machine import cores
 
 T = TypeVar("T")
 PATIENCE = timedelta(hours=2)  # a process may be decoding; one that has died is noticed at once
@@ -35,8 +36,7 @@ def join() -> None:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
     atexit.register(lambda: dist.is_initialized() and dist.destroy_process_group())
     if dist.is_torchelastic_launched() and os.environ.get("OMP_NUM_THREADS") == "1":  # torchrun's own caution
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+        torch.set_num_threads(max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
 
 
 def world() -> int:

@@ -94,6 +94,23 @@ def test_workers_find_what_one_process_finds(grid, capsys):
     assert "1/4 patch_size 8, heads 1: val_auroc" in "\n".join(said)
 
 
+def test_workers_join_the_storage_without_its_address_on_their_command_lines(tmp_path, monkeypatch):
+    commands = []
+
+    class Popen(subprocess.Popen):
+        def __init__(self, command, **options):
+            commands.append(command)
+            super().__init__(command, **options)
+
+    monkeypatch.setattr(workers.subprocess, "Popen", Popen)
+    monkeypatch.setenv("MEDVIT_STORAGE", str(tmp_path / "s.journal"))
+    content = asked("address", {HEADS: (1, 2)}, epochs=1)  # a tuple, as Python may have it
+    content["data"]["image_size"] = (32, 32)
+    found = run_search(content, workers=2, quiet=True)
+    assert set(found.table["state"]) == {"complete"} and (tmp_path / "s.journal").is_file()
+    assert len(commands) == 2 and not any("journal" in word for command in commands for word in command)
+
+
 def test_an_interrupted_study_goes_on(grid, tmp_path):
     file = tmp_path / "study.yaml"
     file.write_text(yaml.safe_dump(asked("stopped", epochs=15)))

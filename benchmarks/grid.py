@@ -38,7 +38,7 @@ from medvitlib.models.attention_classifier import SelfAttention
 from medvitlib.models.zoo import build
 from medvitlib.search.study import Study, read_study
 from medvitlib.search.workers import run_search
-from medvitlib.training.loop import _bounds, _seed
+from medvitlib.training.order import bounds_of, order_of, seed_of
 from medvitlib.training.validation import validation_metrics
 
 SIZE, LR, BATCH = 224, 1e-3, 32
@@ -172,12 +172,11 @@ def train(study: Study, point: dict, parts: Split, once: bool) -> dict:
     best = {"val_accuracy": -1.0}
     for epoch in range(config.epochs):
         model.train()
-        generator = torch.Generator().manual_seed(_seed(config.seed, "order", epoch))
-        order = torch.randperm(len(parts.train), generator=generator).numpy()
-        for step, (first, last) in enumerate(_bounds(len(order), config.batch_size)):
+        order = order_of(len(parts.train), config.seed, epoch)
+        for step, (first, last) in enumerate(bounds_of(len(order), config.batch_size)):
             rows = order[first:last]
             x = normalise(images(parts.train, rows), model.preprocessing)
-            torch.manual_seed(_seed(config.seed, epoch, step))
+            torch.manual_seed(seed_of(config.seed, epoch, step))
             loss = F.cross_entropy(model(x), torch.from_numpy(parts.train.labels[rows]))
             loss.backward()
             optimizer.step()

@@ -13,6 +13,13 @@ def flat(settings: dict, prefix: str = "") -> dict:
     return found
 
 
+def differences(before: dict, now: dict) -> dict[str, tuple]:
+    """What stands otherwise in two settings, by dotted key: what it was, and what it is."""
+    one, other = flat(before), flat(json.loads(json.dumps(now, default=str)))
+    keys = sorted(key for key in one.keys() | other.keys() if one.get(key) != other.get(key))
+    return {key: (one.get(key), other.get(key)) for key in keys}
+
+
 def write_json(path: Path, content: dict) -> None:
     """Strict JSON, as `write_text`."""
     write_text(path, json.dumps(content, indent=2, allow_nan=False, default=str) + "\n")

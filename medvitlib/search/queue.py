@@ -5,7 +5,6 @@ its heartbeats know databases only. Here a study is made of waiting trials by th
 takes those, and no others, until none is left; a trial whose worker is gone is taken back and waits again.
 """
 
-import json
 import os
 import platform
 import threading
@@ -21,7 +20,7 @@ from filelock import FileLock
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from medvitlib.errors import MedvitError, TrainingError
-from medvitlib.jsonfile import flat
+from medvitlib.jsonfile import differences
 from medvitlib.search.storage import is_sqlite, open_storage, said, without_password
 
 BEAT = 10.0  # seconds between two signs of life
@@ -91,7 +90,8 @@ class Queue:
         if not created:
             with said(self.url):
                 self._wait_until_filled()
-            if different := _differences(self.study.user_attrs["asked"], asked):
+            if found := differences(self.study.user_attrs["asked"], asked):
+                different = [f"{key} was {before!r}, now {now!r}" for key, (before, now) in found.items()]
                 raise TrainingError(
                     f"There is a study {self.name!r} in {self.place} already, of something else: "
                     f"{'; '.join(different)}. Ask the same, or give this one another name"
@@ -313,9 +313,3 @@ def _ended(trial: FrozenTrial) -> datetime:
 
 def _in_words(error: Exception) -> str:
     return str(error) if isinstance(error, MedvitError) else f"{type(error).__name__}: {error}"
-
-
-def _differences(before: dict, now: dict) -> list[str]:
-    one, other = flat(before), flat(json.loads(json.dumps(now, default=str)))
-    keys = sorted(key for key in one.keys() | other.keys() if one.get(key) != other.get(key))
-    return [f"{key} was {one.get(key)!r}, now {other.get(key)!r}" for key in keys]

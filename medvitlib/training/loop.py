@@ -1,6 +1,5 @@
 """The loop of a training: epochs of updates, a look at the validation part after each, the state saved after that."""
 
-import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -17,12 +16,13 @@ from medvitlib.jsonfile import write_json
 from medvitlib.models.zoo import head_of
 from medvitlib.progress import track, with_time
 from medvitlib.training import parallel
-from medvitlib.training.checkpoint import Position, Stop, ignore_signals, load_state, save_best, save_state
+from medvitlib.training.checkpoint import Position, Stop, load_state, save_best, save_state
 from medvitlib.training.config import METRICS, TrainConfig
 from medvitlib.training.features import forward
 from medvitlib.training.gradients import Gradients, layout_of
 from medvitlib.training.losses import balancing_weights
 from medvitlib.training.optim import make_optimizer, rate_at
+from medvitlib.training.order import bounds_of, load, order_of, seed_of
 from medvitlib.training.run import UnfinishedRun
 from medvitlib.training.validation import validation_metrics
 
@@ -59,7 +59,7 @@ class Loop:
         parallel.align(self.model)
         self.ema = ModelEmaV3(model, decay=config.ema, use_warmup=True) if config.ema else None
         self.train = parts.train if config.recipe == "none" else augmented(parts.train, config.recipe, config.seed)
-        self.bounds = _bounds(len(self.train), config.batch_size)
+        self.bounds = bounds_of(len(self.train), config.batch_size)
         largest, classes = max(last - first for first, last in self.bounds), len(parts.train.classes)
         labels = torch.from_numpy(np.asarray(parts.train.labels))
         balance = balancing_weights(labels, classes)
@@ -112,7 +112,7 @@ class Loop:
         if self.head_only:  # features as they will be in use: no dropout, batch statistics untouched
             self.model.eval()
             head_of(self.model).train()
-        order = self._order()
+        order = order_of(len(self.train), self.config.seed, position.epoch, self.image_weights)
         left = len(order) - self.bounds[position.step][0] if position.step < len(self.bounds) else 0
         description = f"Epoch {position.epoch + 1}/{self.epochs}"
         for images, labels in track(self._batches(order), description, total=left, step=self.config.batch_size):
@@ -127,36 +127,19 @@ class Loop:
                 self._save()
                 self.stop.leave(f"Stopped in epoch {position.epoch + 1}, after update {position.step}. {_GO_ON}")
 
-    def _order(self) -> np.ndarray:
-        """Rows of the training part in the order of this epoch, some of them repeatedly where sampling is balanced."""
-        generator = torch.Generator().manual_seed(_seed(self.config.seed, "order", self.position.epoch))
-        if self.image_weights is None:
-            return torch.randperm(len(self.train), generator=generator).numpy()
-        return torch.multinomial(self.image_weights, len(self.train), True, generator=generator).numpy()
-
     def _batches(self, order: np.ndarray) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Batches of this epoch from the current step on: uint8 images (B, C, H, W), int64 labels (B,).
-
-        Of several processes each gets every label, but the images of its share alone, unless images are mixed.
-        """
+        """As `load`, of this epoch from the current step on."""
         if isinstance(self.train, Augmented):
             self.train.set_epoch(self.position.epoch)
-        bounds = self.bounds[self.position.step :]
-        rows = [list(range(first, last)) for first, last in bounds]
-        if not self.gradients.mixes:
-            rows = [batch[self.gradients.share(len(batch))] for batch in rows]
-        loader = torch.utils.data.DataLoader(
-            self.train.subset(order),
-            batch_sampler=[mine for mine in rows if mine],
-            num_workers=self.config.workers,
-            worker_init_fn=ignore_signals,
-            generator=torch.Generator(),  # else each pass draws from PyTorch's own
-            pin_memory=self.device.type == "cuda",
+        share = None if self.gradients.mixes else self.gradients.share  # what is mixed must be seen whole
+        return load(
+            self.train,
+            order,
+            self.bounds[self.position.step :],
+            share=share,
+            workers=self.config.workers,
+            pinned=self.device.type == "cuda",
         )
-        loaded, (_, h, w, c) = iter(loader), self.train.images.shape
-        for mine, (first, last) in zip(rows, bounds, strict=True):
-            images = next(loaded)[0] if mine else torch.empty(0, c, h, w, dtype=torch.uint8)
-            yield images, torch.from_numpy(self.train.labels[order[first:last]])
 
     def _update(self, images: torch.Tensor, labels: torch.Tensor, ids: np.ndarray) -> float:
         """One update; in smaller parts, the same update, if the device runs out of memory. Returns the loss."""
@@ -164,7 +147,7 @@ class Loop:
         rate = 1.0 if self.head_only else self._rate()
         for group in self.optimizer.param_groups:
             group["lr"] = group["base_lr"] * rate
-        loss = self.gradients.add(images, labels, seed=_seed(config.seed, position.epoch, position.step))
+        loss = self.gradients.add(images, labels, seed=seed_of(config.seed, position.epoch, position.step))
         self.accelerator.unscale_gradients(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.trainable, config.clip_norm or math.inf).item()
         # with scaled gradients an infinite norm is in order: the scaler skips the update and halves its factor
@@ -296,19 +279,3 @@ class Loop:
 
 
 _GO_ON = "Everything is saved: fit(..., resume=True) goes on."
-
-
-def _bounds(n: int, batch_size: int) -> list[tuple[int, int]]:
-    """First and last-plus-one of each batch; a single image left over joins the batch before it.
-
-    Batch normalisation cannot train on one image.
-    """
-    firsts = list(range(0, n, batch_size))
-    if len(firsts) > 1 and n - firsts[-1] == 1:
-        firsts.pop()
-    return list(zip(firsts, [*firsts[1:], n], strict=True))
-
-
-def _seed(*what) -> int:
-    digest = hashlib.blake2b(" ".join(map(str, what)).encode(), digest_size=7).digest()
-    return int.from_bytes(digest, "little")

@@ -9,8 +9,9 @@ from pathlib import Path
 import pandas as pd
 from torch import nn
 
+from medvitlib import jsonfile
 from medvitlib.data import Split
-from medvitlib.jsonfile import flat, write_json
+from medvitlib.jsonfile import write_json
 
 
 def describe(name: str, model: nn.Module, parts: Split, settings: dict) -> dict:
@@ -42,16 +43,15 @@ def write_settings(folder: Path, parts: Split, config: dict) -> None:
 def differences(folder: Path, config: dict, model: nn.Module) -> list[str]:
     """What stands otherwise in a folder's config.json, in words; versions are none, workers and processes no matter."""
     try:
-        before = flat(json.loads((folder / "config.json").read_text()))
+        before = json.loads((folder / "config.json").read_text())
     except (OSError, ValueError) as error:
         return [f"its config.json cannot be read ({error})"]
-    now = flat(json.loads(json.dumps(config, default=str)))
-    keys = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
-    keys = [key for key in keys if not key.startswith(("versions.", "weights."))]
+    found = jsonfile.differences(before, config)
+    keys = [key for key in found if not key.startswith(("versions.", "weights."))]
     keys = [key for key in keys if key not in ("train.workers", "processes")]
     if before.get("initial_weights") == getattr(model, "started_as", None):  # this very model was trained further
         keys = [key for key in keys if key != "initial_weights"]
-    return [f"{key} was {before.get(key)}, is {now.get(key)}" for key in keys]
+    return [f"{key} was {found[key][0]}, is {found[key][1]}" for key in keys]
 
 
 def _version(package: str) -> str:

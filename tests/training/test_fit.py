@@ -22,6 +22,7 @@ from medvitlib.training import checkpoint, loop
 from medvitlib.training.config import TrainConfig
 from medvitlib.training.features import forward
 from medvitlib.training.fit import fit
+from medvitlib.training.order import bounds_of
 
 CPU = {"device": "cpu", "precision": None, "quiet": True}
 QUICK = TrainConfig(epochs=2, batch_size=16, lr=1e-3)
@@ -197,7 +198,7 @@ def test_balanced_sampling_shows_every_class_as_often(parts, monkeypatch, model)
 
 @pytest.mark.parametrize("sizes, expected", [((33, 16), [16, 17]), ((32, 16), [16, 16]), ((1, 16), [1])])
 def test_no_batch_of_one_is_left_over(sizes, expected):
-    assert [b - a for a, b in loop._bounds(*sizes)] == expected
+    assert [b - a for a, b in bounds_of(*sizes)] == expected
 
 
 def test_running_out_of_memory_halves_the_part_and_keeps_the_batch(parts, model, capsys):

@@ -20,6 +20,10 @@ class WeightsError(MedvitError, ValueError):
     """Weights that are absent, damaged, or made for another architecture."""
 
 
+class AdaptationError(MedvitError, ValueError):
+    """An adapter, a pruning or a quantisation that the model cannot have; the model is left as it was."""
+
+
 class TrainingError(MedvitError, RuntimeError):
     """A training that cannot start, go on, or be taken up again."""
 

@@ -11,6 +11,7 @@
       weights: null                 # random numbers; "auto" if left out, or a file
       pool: mean                    # optional, as are
       options: {depth: 4}           # the settings of that one model
+      adapter: {method: lora, rank: 8}  # what `adapt` takes; everything is trained if left out
     train: {epochs: 20, lr: 3e-4}   # a `TrainConfig`
     evaluate: {target_recall: 0.95}
 
@@ -32,6 +33,7 @@ from medvitlib.errors import MedvitError, TrainingError, one_of
 from medvitlib.evaluate import evaluate
 from medvitlib.evaluation.inputs import check_share
 from medvitlib.evaluation.report import Report
+from medvitlib.models.adapt import adapt, trained_share
 from medvitlib.models.zoo import build, count_parameters
 from medvitlib.training import parallel
 from medvitlib.training.config import TrainConfig, of_kind
@@ -41,7 +43,7 @@ from medvitlib.training.run import Run, check_name
 KEYS = {
     "data": {"name": str, "image_size": object, "positive": str, "groups": str, "rendered": dict},
     "split": {"val": float, "test": float, "seed": int, "by": str},
-    "model": {"name": str, "weights": str, "pool": str, "options": dict},
+    "model": {"name": str, "weights": str, "pool": str, "options": dict, "adapter": dict},
     "train": None,  # TrainConfig knows its own
     "evaluate": {"target_recall": float},
 }
@@ -90,12 +92,16 @@ def open_parts(asked: dict[str, Any], quiet: bool = False, like: Split | None = 
 def build_model(asked: dict[str, Any], parts: Split, seed: int, quiet: bool = False) -> nn.Module:
     """The model that a file asks for, for these data, with a word on its weights."""
     model, ds = dict(asked["model"]), parts.train
-    options = model.pop("options", {})
+    options, adapter = model.pop("options", {}), model.pop("adapter", None)
     with _judged("model"):
         options = {**options, "image_size": ds.image_size, "seed": seed, "quiet": quiet}
         net = build(model.pop("name"), len(ds.classes), **model, **options)
+        if adapter is not None:
+            adapt(net, **{"seed": seed, **adapter})
     if net.weights_info is None and not quiet:
         print(f"{net.architecture['name']}: random numbers in {count_parameters(net):,} parameters.")
+    if adapter is not None and not quiet:
+        print(trained_share(net))
     return net
 
 

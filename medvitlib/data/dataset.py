@@ -1,7 +1,7 @@
 """A data set in memory: arrays that say what each image is, and a view of the decoded images on disk."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from medvitlib.data.loading import Images
+from medvitlib.errors import DataError, one_of
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,26 @@ class Dataset(torch.utils.data.Dataset):
         arrays = {name: getattr(self, name)[rows] for name in ("ids", "labels", "groups", "splits", "hashes")}
         files = None if self.files is None else self.files[rows]
         return replace(self, **arrays, images=self.images.take(rows), files=files)
+
+    def of_classes(self, names: Sequence[str]) -> "Dataset":
+        """The images of some classes, labelled anew, as a Dataset of their own.
+
+        Args:
+            names: two or more of `classes`, in the order in which they are to be numbered.
+
+        Raises:
+            DataError: a name that is none, or stands there twice.
+        """
+        names = [names] if isinstance(names, str) else list(names)
+        for name in names:
+            one_of("class", name, self.classes, DataError)
+        if len(names) < 2 or len(set(names)) < len(names):
+            raise DataError(f"classes {names}: expected two or more different ones.")
+        number = {self.classes.index(name): k for k, name in enumerate(names)}
+        chosen = self.subset(np.isin(self.labels, list(number)))
+        labels = np.array([number[k] for k in chosen.labels.tolist()], dtype=np.int64)
+        positive = self.positive if self.positive in names else None
+        return replace(chosen, classes=names, labels=labels, positive=positive)
 
     def mask(self, i: int) -> np.ndarray | None:
         """Where the evidence for its class lies in image i, bool (H, W); None for real images."""

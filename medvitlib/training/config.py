@@ -7,6 +7,7 @@ from medvitlib.data import RECIPES
 from medvitlib.errors import TrainingError, one_of
 from medvitlib.evaluation import paired
 from medvitlib.evaluation.paired import SMALLER
+from medvitlib.models.pruning import SCOPES
 
 OPTIMIZERS = ("adamw", "adam", "sgd")
 SCHEDULES = ("cosine", "step", "constant")
@@ -41,6 +42,11 @@ class TrainConfig:
         recipe: augmentation, one of `medvitlib.data.RECIPES`.
         mixup, cutmix: strengths, see `medvitlib.data.mix`; both 0: nothing is mixed.
         clip_norm: largest norm of an update's gradient; 0 leaves it as it is.
+        prune: share of the weights of linear and convolutional layers, those of least magnitude, that become zero and
+            stay so; 0: none. Only epochs in which all of it is zero can be the best one.
+        prune_epochs: epochs of full training over which the share grows, by a cubic (Zhu & Gupta 2017); 1: at once,
+            before the first update.
+        prune_scope: "layer", the same share of each, or "global", one threshold for all.
         ema: decay of the moving average of the weights, which then is what is validated and kept; 0: none.
         metric: a column of metrics.csv; the epoch that is best by it is kept.
         patience: epochs without a better one after which the training stops; 0: never.
@@ -78,6 +84,9 @@ class TrainConfig:
     mixup: float = 0.0
     cutmix: float = 0.0
     clip_norm: float = 1.0
+    prune: float = 0.0
+    prune_epochs: int = 1
+    prune_scope: str = "layer"
     ema: float = 0.0
     metric: str = "val_auroc"
     patience: int = 0
@@ -103,6 +112,10 @@ class TrainConfig:
             raise TrainingError("epochs=0 and head_epochs=0: there is nothing to train.")
         if self.warmup_epochs > self.epochs > 0:
             raise TrainingError(f"warmup_epochs={self.warmup_epochs} of epochs={self.epochs}: the warm-up never ends.")
+        if self.prune and self.prune_epochs > self.epochs:
+            raise TrainingError(
+                f"prune_epochs={self.prune_epochs} of epochs={self.epochs}: the share asked for is never reached."
+            )
 
     @classmethod
     def from_dict(cls, settings: dict[str, Any]) -> "TrainConfig":
@@ -119,6 +132,7 @@ _CHOICES = {
     "loss": LOSSES,
     "balance": BALANCES,
     "recipe": RECIPES,
+    "prune_scope": SCOPES,
     "metric": tuple(METRICS),
 }
 _ANY = float("inf")
@@ -139,6 +153,8 @@ _RANGES = {
     "mixup": (0, _ANY),
     "cutmix": (0, _ANY),
     "clip_norm": (0, _ANY),
+    "prune": (0, 0.9999),
+    "prune_epochs": (1, _ANY),
     "ema": (0, 0.99999),
     "patience": (0, _ANY),
     "workers": (0, 256),

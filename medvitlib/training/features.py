@@ -14,6 +14,7 @@ from torch import nn
 from medvitlib.data import Augmented, Dataset, batches, normalise
 from medvitlib.data.decode import DECODER_VERSION
 from medvitlib.errors import DataError, MedvitError
+from medvitlib.models.adapter_file import digest
 from medvitlib.models.zoo import head_of, replace_head
 from medvitlib.paths import cache_dir
 from medvitlib.precision import autocast_dtype
@@ -56,12 +57,7 @@ def hardware(
 
 def fingerprint(model: nn.Module) -> str:
     """SHA-256 over the names, dtypes, shapes and values of every parameter and buffer."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        tensor = tensor.detach().cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.view(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
-    return digest.hexdigest()
+    return digest(model.state_dict())
 
 
 def forward(

@@ -15,6 +15,9 @@ from torch import nn
 from medvitlib.curves import plot_history
 from medvitlib.data import Split
 from medvitlib.errors import MedvitError, TrainingError
+from medvitlib.models.adapter_file import save_adapter
+from medvitlib.models.adapters import adapters_of, merge_and_unload
+from medvitlib.models.zoo import count_parameters
 from medvitlib.training import parallel
 from medvitlib.training.checkpoint import Stop, check_space, load_best
 from medvitlib.training.config import TrainConfig
@@ -49,7 +52,8 @@ def fit(
     batch). The first one alone prints and writes; it returns the run, the others None.
 
     Args:
-        model: from `build`; trained in place. What does not require a gradient stays frozen.
+        model: from `build`, or `adapt`; trained in place. What does not require a gradient stays frozen. Adapters and
+            their head are saved as adapter.safetensors, then merged: the model that is left is a plain one.
         config: every setting; `TrainConfig()` if None.
         name: of the run folder, under `runs_dir()`; an earlier run of this name is replaced once this one is complete.
         resume: go on with an interrupted training of this name, which must have had the same settings, data and
@@ -89,6 +93,8 @@ def fit(
         "device": device.type,
         "processes": parallel.world(),
         "precision": str(dtype).removeprefix("torch.") if dtype else "float32",
+        "adaptation": getattr(model, "adaptation", None),
+        "parameters": {"total": count_parameters(model), "trained": count_parameters(model, trainable=True)},
         "initial_weights": fingerprint(model),
         **(settings or {}),
     }
@@ -109,6 +115,9 @@ def fit(
         if not first:
             return None
         load_best(run.folder, model)
+        if adapters_of(model):
+            save_adapter(model, run.folder / "adapter.safetensors", parts.train.classes)
+            merge_and_unload(model, keep_zeros=config.prune > 0)
         best = position.best if math.isfinite(position.best) else None  # undefined in every epoch
         chosen = {"epoch": position.best_epoch + 1, config.metric: best}
         run = run.finish(model, parts.val, logits.numpy(), candidates=compared * position.epoch, chosen=chosen)

@@ -13,6 +13,7 @@ from torch import nn
 from medvitlib.data import Augmented, Split, augmented
 from medvitlib.errors import TrainingError
 from medvitlib.jsonfile import write_json
+from medvitlib.models.adapters import adapters_of, merged
 from medvitlib.models.zoo import head_of
 from medvitlib.progress import track, with_time
 from medvitlib.training import parallel
@@ -23,6 +24,7 @@ from medvitlib.training.gradients import Gradients, layout_of
 from medvitlib.training.losses import balancing_weights
 from medvitlib.training.optim import make_optimizer, rate_at
 from medvitlib.training.order import bounds_of, load, order_of, seed_of
+from medvitlib.training.pruned import Pruning
 from medvitlib.training.run import UnfinishedRun
 from medvitlib.training.validation import validation_metrics
 
@@ -54,6 +56,8 @@ class Loop:
             raise TrainingError("No parameter of this model requires a gradient: there is nothing to train.")
         if {p.dtype for p in self.trainable} != {torch.float32}:
             raise TrainingError("The weights of this model are not float32: pass model.float(), and say precision=.")
+        if any(adapter.merged for adapter in adapters_of(model).values()):
+            raise TrainingError("The adapters of this model are merged: `unmerge` it to train them further.")
         if config.head_epochs and not any(p.requires_grad for p in head_of(model).parameters()):
             raise TrainingError("head_epochs trains the head, which is frozen: set head_epochs=0, or unfreeze it.")
         parallel.align(self.model)
@@ -68,6 +72,7 @@ class Loop:
         self.gradients = Gradients(model, config, accelerator, class_weights, classes, largest)
         self.epochs = config.head_epochs + config.epochs
         self.position, self.logits, self.optimizer = Position(), None, None
+        self.pruning = Pruning(model, config)
 
     def run(self) -> tuple[Position, torch.Tensor]:
         """Every epoch that is left; returns where it ended and the validation logits (N, K) of the best epoch."""
@@ -105,9 +110,14 @@ class Loop:
             parameter.requires_grad_(not self.head_only or parameter in head)
         self.optimizer = self.accelerator.prepare_optimizer(make_optimizer(self.model, self.config, self.head_only))
 
+    def _copies(self) -> list[nn.Module]:
+        """The model, and the average of its weights where there is one."""
+        return [self.model, self.ema.module] if self.ema else [self.model]
+
     def _train_epoch(self) -> None:
         """The updates that are left of this epoch."""
         position, start = self.position, time.perf_counter()
+        self.pruning.begin(position.epoch, position.step, self._copies())
         self.model.train()
         if self.head_only:  # features as they will be in use: no dropout, batch statistics untouched
             self.model.eval()
@@ -149,6 +159,7 @@ class Loop:
             group["lr"] = group["base_lr"] * rate
         loss = self.gradients.add(images, labels, seed=seed_of(config.seed, position.epoch, position.step))
         self.accelerator.unscale_gradients(self.optimizer)
+        self.pruning.hold_gradients()
         norm = nn.utils.clip_grad_norm_(self.trainable, config.clip_norm or math.inf).item()
         # with scaled gradients an infinite norm is in order: the scaler skips the update and halves its factor
         if not math.isfinite(loss) or not (math.isfinite(norm) or self.accelerator.scaler):
@@ -157,6 +168,7 @@ class Loop:
         self.optimizer.zero_grad()
         if self.ema:
             self.ema.update(self.model, step=position.epoch * len(self.bounds) + position.step + 1)
+        self.pruning.hold(self._copies())
         return loss
 
     def _rate(self) -> float:
@@ -180,13 +192,14 @@ class Loop:
         )
 
     def _validate(self) -> torch.Tensor:
-        """Logits (N, K) of the validation part, from the averaged weights where there are any."""
-        kept = self.ema.module if self.ema else self.model
+        """Logits (N, K) of the validation part, from the averaged weights where there are any, adapters merged: of the
+        very model that would be kept."""
+        kept = self._copies()[-1]
         options = {"batch_size": self.gradients.part, "device": self.device, "precision": self.dtype}
         if parallel.world() > 1:
             return self._validate_together(kept, options)
         try:
-            with self.stop.immediately():
+            with self.stop.immediately(), merged(kept, keep_zeros=self.config.prune > 0):
                 return torch.from_numpy(forward(kept, self.parts.val, description="Validating", **options))
         except (KeyboardInterrupt, SystemExit):
             self._save()
@@ -201,7 +214,8 @@ class Loop:
         rows = np.arange(len(val))[parallel.share(len(val))]
         logits = np.empty((0, len(val.classes)), np.float32)  # of a part with fewer images than processes
         if len(rows):
-            logits = forward(kept, val.subset(rows), description="Validating", **options)
+            with merged(kept, keep_zeros=self.config.prune > 0):
+                logits = forward(kept, val.subset(rows), description="Validating", **options)
         return torch.from_numpy(np.concatenate(parallel.gather(logits)))
 
     def _end_epoch(self, logits: torch.Tensor) -> None:
@@ -211,6 +225,7 @@ class Loop:
         value, best = values[config.metric], position.best
         better = math.isfinite(value) and (math.isnan(best) or METRICS[config.metric](value, best) != best)
         better = better or position.best_epoch < 0  # something must be kept
+        better = better and position.epoch >= self.pruning.complete
         if better:
             position.best, position.best_epoch, self.logits = value, position.epoch, logits
             if self.folder:
@@ -252,7 +267,7 @@ class Loop:
         print(line, flush=True)  # whoever looks at a log file wants to see it now
 
     def _out_of_patience(self) -> bool:
-        since = max(self.position.best_epoch, self.config.head_epochs - 1)
+        since = max(self.position.best_epoch, self.config.head_epochs - 1, self.pruning.complete)
         return 0 < self.config.patience <= self.position.epoch - 1 - since
 
     def _parts(self) -> dict:

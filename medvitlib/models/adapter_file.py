@@ -85,8 +85,8 @@ def load_adapter(model: nn.Module, path: str | Path, classes: Sequence[str] | No
     base = {name: tensor for name, tensor in model.state_dict().items() if name not in own and name not in added}
     if digest(base) != about["base"]:
         raise AdaptationError(
-            f"{path} belongs to {about['architecture']['name']} with other weights than these: build the model with the "
-            "weights that the adapter was trained on."
+            f"{path} belongs to {about['architecture']['name']} with other weights than these: build the model "
+            "with the weights that the adapter was trained on."
         )
     sketch = without_values(lambda: build_from(about["architecture"]))
     adapt(sketch, **about["adaptation"])

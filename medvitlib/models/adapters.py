@@ -140,7 +140,7 @@ def merged(model: nn.Module, keep_zeros: bool = False) -> Iterator[None]:
 
 
 def unload(model: nn.Module) -> None:
-    """Put plain layers in the place of all adapters, with weights as they stand: without the adapters' effect, or, after
+    """Put plain layers in the place of all adapters, with weights as they stand: without what these learned, or, after
     `merge`, with it."""
     for name, adapter in adapters_of(model).items():
         put(model, name, adapter.plain())

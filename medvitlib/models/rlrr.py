@@ -1,6 +1,9 @@
-"""Re-scaling of frozen weights: W + W * (s_out s_in) (RLRR: Dong et al., "Low-Rank Rescaled Vision Transformer
-Fine-Tuning: A Residual Design Approach", CVPR 2024), with SSF's scale and shift after norms and patch embedding (Lian et
-al., "Scaling & Shifting Your Features", NeurIPS 2022), as the published code has it."""
+"""Re-scaling of frozen weights: W + W * (s_out s_in).
+
+RLRR: Dong et al., "Low-Rank Rescaled Vision Transformer Fine-Tuning: A Residual Design Approach", CVPR 2024; with the
+scale and shift of SSF (Lian et al., "Scaling & Shifting Your Features", NeurIPS 2022) after norms and the patch
+embedding, as its published code has them.
+"""
 
 import torch
 import torch.nn.functional as F

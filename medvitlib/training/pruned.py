@@ -7,7 +7,7 @@ from medvitlib.training.config import TrainConfig
 
 
 class Pruning:
-    """What `prune`, `prune_epochs` and `prune_scope` of a TrainConfig ask for; with `prune=0` nothing here does anything.
+    """What `prune`, `prune_epochs` and `prune_scope` ask for; with `prune=0` nothing here does anything.
 
     Attributes:
         complete: the first epoch, counted from 0, at whose end as much is zero as was asked for.

@@ -117,7 +117,7 @@ class SearchResult:
             [softmax(logits, axis=-1) for logits in self.logits.values()],
             classes=val.classes,
             positive=val.positive,
-            groups=val.groups,
+            groups=val.groups if val.groups_known else None,
             metric=self.study.metric.removeprefix("val_"),
             n_boot=n_boot,
         )

@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -73,6 +74,8 @@ def test_what_cannot_be_told_apart_is_counted(grid):
     assert grid.sentence() == grid.compare().sentence(names)
     assert names[grid.best] in grid.sentence() and "of the other 3" in grid.sentence()
     assert grid.sentence() in str(grid)
+    strangers = replace(grid.parts, val=replace(grid.parts.val, groups_known=False))
+    assert "patients unknown" in replace(grid, parts=strangers).sentence()
     compared = grid.compare()
     assert [value.value for value in compared.values] == pytest.approx(grid.table["value"].tolist())
     assert compared.best == grid.best

@@ -39,9 +39,7 @@ def comparison_table(runs: Mapping[str, tuple[Run, Report]], *, minutes: bool = 
     """
     import pandas as pd
 
-    if not runs:
-        raise EvaluationError("Nothing to compare: expected one run with its report at least.")
-    _assert_comparable({name: report for name, (_, report) in runs.items()})
+    check_comparable({name: report for name, (_, report) in runs.items()})
     rows = {}
     for name, (run, report) in runs.items():
         cost = {"parameters": f"{count_parameters(run.model):,}"} | ({"minutes": _minutes(run)} if minutes else {})
@@ -58,7 +56,10 @@ def comparison_table(runs: Mapping[str, tuple[Run, Report]], *, minutes: bool = 
     return table
 
 
-def _assert_comparable(reports: dict[str, Report]) -> None:
+def check_comparable(reports: Mapping[str, Report]) -> None:
+    """EvaluationError unless there is a report, and all are on the same images, classes and settings."""
+    if not reports:
+        raise EvaluationError("Nothing to compare: expected one run with its report at least.")
     (first, one), *others = reports.items()
     for name, other in others:
         if (other.classes, other.positive) != (one.classes, one.positive):

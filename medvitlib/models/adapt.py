@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -32,12 +33,7 @@ def adapt(model: nn.Module, method: str = "lora", *, seed: int = 0, **options) -
         AdaptationError: an unknown method, option or target, or a model that is adapted already; it is left as it was.
     """
     one_of("method", method, METHODS, AdaptationError)
-    parameters = inspect.signature(METHODS[method]).parameters.values()
-    known = {p.name: p.default for p in parameters if p.kind == p.KEYWORD_ONLY}
-    for option in options:
-        if not known:
-            raise AdaptationError(f"{method} has no options; {option!r} was given.")
-        one_of(f"{method}'s option", option, known, AdaptationError)
+    options = options_of(method, METHODS[method], options)
     if adapters_of(model):
         raise AdaptationError(
             f"This model is adapted already ({getattr(model, 'adaptation', 'by hand')}): `merge_and_unload` keeps what "
@@ -49,8 +45,26 @@ def adapt(model: nn.Module, method: str = "lora", *, seed: int = 0, **options) -
     for name, parameter in model.named_parameters():
         own = method == "full" or (method == "bitfit" and name.endswith(".bias"))
         parameter.requires_grad_(own or id(parameter) in head or id(parameter) not in before)
-    model.adaptation = {"method": method, "seed": seed, **known, **options}
+    model.adaptation = {"method": method, "seed": seed, **options}
     return model
+
+
+def options_of(method: str, function: Callable[..., object], given: dict[str, Any]) -> dict[str, Any]:
+    """Every option of a function that changes a model, as given or by default.
+
+    Raises:
+        AdaptationError: one that it has not, or one that it needs.
+    """
+    parameters = inspect.signature(function).parameters.values()
+    known = {p.name: p.default for p in parameters if p.name not in ("model", "generator")}
+    for name in given:
+        if not known:
+            raise AdaptationError(f"{method} has no options; {name!r} was given.")
+        one_of(f"{method}'s option", name, known, AdaptationError)
+    options = {**known, **given}
+    if missing := [name for name, value in options.items() if value is inspect.Parameter.empty]:
+        raise AdaptationError(f"{method} needs {' and '.join(missing)}: pass options={{{missing[0]!r}: ...}}.")
+    return options
 
 
 def trained_share(model: nn.Module) -> str:

@@ -13,7 +13,7 @@ from torch import nn
 
 from medvitlib.data import Split
 from medvitlib.errors import MedvitError
-from medvitlib.models.zoo import head_of, replace_head
+from medvitlib.models.zoo import count_parameters, head_of, replace_head
 from medvitlib.progress import track
 from medvitlib.training.features import extract_features
 from medvitlib.training.run import Run, need_every_class, start_run
@@ -58,7 +58,9 @@ def fit_probe(
         )
     classes = parts.train.classes
     need_every_class(parts)
-    settings = {"method": "probe", "strengths": list(strengths), "compared": compared, **(settings or {})}
+    numbers = {"total": count_parameters(model), "trained": count_parameters(head)}
+    asked = {"method": "probe", "strengths": list(strengths), "compared": compared, "parameters": numbers}
+    settings = {**asked, **(settings or {})}
     with start_run(name, model, parts, settings) as run:
         hardware = {"batch_size": batch_size, "device": device, "precision": precision}
         x_train, x_val = (extract_features(model, part, **hardware) for part in (parts.train, parts.val))

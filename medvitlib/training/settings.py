@@ -2,7 +2,7 @@
 
 import json
 import platform
-from dataclasses import asdict
+from dataclasses import asdict, is_dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -28,7 +28,7 @@ def describe(name: str, model: nn.Module, parts: Split, settings: dict) -> dict:
             "notes": parts.notes,
         },
         "architecture": model.architecture,
-        "weights": asdict(weights) if weights is not None else "random initialisation",
+        "weights": asdict(weights) if is_dataclass(weights) else weights or "random initialisation",
         "versions": {"python": platform.python_version(), **{p: _version(p) for p in packages}},
     }
 

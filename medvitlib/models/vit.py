@@ -3,7 +3,7 @@
 Pre-norm blocks, a class token, a learned position embedding, exact GELU, LayerNorm eps 1e-6. Parameters are
 named as in timm's `VisionTransformer`, so that a state dict loads into both.
 
-Shapes: B images, N patches, D width, H heads, K = D / H head width.
+Shapes: B images, N patches, D width, H heads, K head width.
 """
 
 import torch
@@ -55,7 +55,10 @@ class PatchEmbed(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention: softmax(q k' / sqrt(K)) v, one linear layer for q, k and v."""
+    """Multi-head self-attention: softmax(q k' / sqrt(K)) v, one linear layer for q, k and v.
+
+    K is D / H until heads are cut out (`medvitlib.models.shrinking`); it then stays as it was.
+    """
 
     def __init__(self, dim: int, heads: int, dropout: float):
         super().__init__()
@@ -75,12 +78,11 @@ class Attention(nn.Module):
         return self._joined(weights @ v), weights
 
     def _heads(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        b, n, d = x.shape
-        qkv = self.qkv(x).reshape(b, n, 3, self.num_heads, d // self.num_heads)  # (B, N, 3, H, K)
+        qkv = self.qkv(x).unflatten(2, (3, self.num_heads, -1))  # (B, N, 3, H, K)
         return qkv.permute(2, 0, 3, 1, 4).unbind(0)  # q, k, v, each (B, H, N, K)
 
     def _joined(self, y: torch.Tensor) -> torch.Tensor:
-        y = y.transpose(1, 2).flatten(2)  # (B, N, D): heads side by side again
+        y = y.transpose(1, 2).flatten(2)  # (B, N, H K): heads side by side again
         return self.proj_drop(self.proj(y))
 
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from medvitlib.errors import MedvitError
 from medvitlib.models.builders import BUILDERS, channels_of, head_name, library_of, of_channels, published, put_head
+from medvitlib.models.shrinking import reshape
 from medvitlib.models.weights import load_weights
 
 
@@ -86,13 +87,14 @@ def without_values(make: Callable[[], nn.Module]) -> nn.Module:
 
 
 def build_from(architecture: dict[str, Any], *, seed: int = 0) -> nn.Module:
-    """Rebuild a model from the `.architecture` of another, randomly initialised: `load_state_dict` follows.
+    """Rebuild a model from the `.architecture` of another, with random numbers: `load_state_dict` follows.
 
     Its `.preprocessing` is the published one of that name; what was saved with the weights takes precedence.
     """
     architecture = {"options": {}, **architecture}  # older files have none
     with _seeded(seed):
         model, _ = BUILDERS[architecture["library"]](architecture, None)
+    reshape(model, architecture.get("shrunk", {}))  # fewer heads and neurons, where some were cut out
     preprocessing = of_channels(published(architecture["name"])[1], architecture["in_channels"])
     model.preprocessing = replace(preprocessing, image_size=architecture["image_size"])
     model.architecture, model.weights_info = architecture, None

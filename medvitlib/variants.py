@@ -1,10 +1,10 @@
 """One model, adapted in several ways to the same images: made by one call, put into one table, with what each costs.
 
-    full = make_variant(build(name, 3), parts, "full", config, name="full")
-    lora = make_variant(build(name, 3), parts, "lora", config, name="lora", options={"rank": 8})
-    half = make_variant(lora, parts, "prune", name="lora-pruned", options={"amount": 0.5})
-    reports = {run.folder.name: (run, evaluate(run, parts.test)) for run in (full, lora, half)}
-    worth_table(reports, reference="full"), cost_table(reports)
+full = make_variant(build(name, 3), parts, "full", config, name="full")
+lora = make_variant(build(name, 3), parts, "lora", config, name="lora", options={"rank": 8})
+half = make_variant(lora, parts, "prune", name="lora-pruned", options={"amount": 0.5})
+reports = {run.folder.name: (run, evaluate(run, parts.test)) for run in (full, lora, half)}
+worth_table(reports, reference="full"), cost_table(reports)
 """
 
 import json
@@ -151,9 +151,7 @@ def worth_table(runs: Mapping[str, tuple[Run, Report]], reference: str | None = 
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("variant")
 
 
-def compare_variants(
-    runs: Mapping[str, tuple[Run, Report]], first: str, second: str, metric: str = "accuracy"
-) -> Pair:
+def compare_variants(runs: Mapping[str, tuple[Run, Report]], first: str, second: str, metric: str = "accuracy") -> Pair:
     """Two of these variants on their test images, patients drawn together; arguments as `worth_table`."""
     for name in (first, second):
         one_of("variant", name, runs, EvaluationError)

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from medvitlib.errors import AdaptationError, one_of
+from medvitlib.models.adapters import number
 
 SCOPES = ("layer", "global")
 CAPABILITY = (8, 0)
@@ -37,7 +38,7 @@ def prune(model: nn.Module, amount: float, scope: str = "layer") -> None:
     Raises:
         AdaptationError: an amount that cannot be, no layer to prune, or weights that are not finite.
     """
-    check_share("amount", amount)
+    number("amount", amount, 0, 1)
     one_of("scope", scope, SCOPES, AdaptationError)
     weights = [weight.detach() for weight in _finite(prunable(model)).values()]
     if scope == "layer":
@@ -145,12 +146,6 @@ def to_semi_structured(model: nn.Module) -> list[str]:
         sparse = torch.sparse.to_sparse_semi_structured(module.weight.detach().contiguous())
         module.weight = nn.Parameter(sparse, requires_grad=False)
     return list(layers)
-
-
-def check_share(name: str, share: float) -> None:
-    """AdaptationError unless something is left over."""
-    if not 0 <= share < 1:
-        raise AdaptationError(f"{name} is a share from 0 to below 1, such as 0.3; {share} was given.")
 
 
 def _finite(weights: dict[str, nn.Parameter]) -> dict[str, nn.Parameter]:

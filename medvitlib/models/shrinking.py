@@ -16,7 +16,7 @@ from torch import nn
 
 from medvitlib.errors import AdaptationError
 from medvitlib.models import vit
-from medvitlib.models.pruning import check_share
+from medvitlib.models.adapters import number
 
 ATTENTION = (vit.Attention, Attention, WindowAttention)
 MLP = (vit.Mlp, Mlp)
@@ -39,8 +39,8 @@ def shrink(model: nn.Module, heads: float = 0.0, neurons: float = 0.0) -> nn.Mod
     Raises:
         AdaptationError: a share that cannot be, a model that cannot be shrunk or has adapters, weights not finite.
     """
-    check_share("heads", heads)
-    check_share("neurons", neurons)
+    number("heads", heads, 0, 1)
+    number("neurons", neurons, 0, 1)
     if any(getattr(module, "is_adapter", False) for module in model.modules()):
         raise AdaptationError("this model has adapters, which fit its layers as they are: merge them, then shrink.")
     if not hasattr(model, "architecture"):

@@ -147,7 +147,7 @@ def test_what_is_counted_is_what_a_saved_file_holds(model, tmp_path):
 @pytest.mark.parametrize("amount", [-0.1, 1, 1.5, float("nan")])
 def test_an_amount_that_cannot_be_leaves_the_model_as_it_was(model, amount, scope):
     before = state(model)
-    with pytest.raises(AdaptationError, match="amount is a share from 0 to below 1"):
+    with pytest.raises(AdaptationError, match="expected a number from 0 to below 1"):
         prune(model, amount, scope)
     assert same(state(model), before)
 

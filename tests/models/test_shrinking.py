@@ -185,7 +185,7 @@ def test_a_shrunk_model_is_pruned_and_held(make, images):
 def test_a_share_that_cannot_be_leaves_the_model_as_it_was(make, shares):
     model = make("ours")
     before = {name: id(parameter) for name, parameter in model.named_parameters()}
-    with pytest.raises(AdaptationError, match="is a share from 0 to below 1"):
+    with pytest.raises(AdaptationError, match="expected a number from 0 to below 1"):
         shrink(model, **shares)
     assert {name: id(parameter) for name, parameter in model.named_parameters()} == before
     assert "shrunk" not in model.architecture

@@ -78,7 +78,9 @@ def test_merged_adapters_are_not_trained(parts):
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-@pytest.mark.parametrize("settings", [{}, {"prune_epochs": 3}, {"ema": 0.9, "prune_epochs": 2, "prune_scope": "global"}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"prune_epochs": 3}, {"ema": 0.9, "prune_epochs": 2, "prune_scope": "global"}]
+)
 def test_the_file_is_as_sparse_as_was_asked(optimizer, settings, parts):
     config = TrainConfig(**QUICK, prune=0.6, optimizer=optimizer, **settings)
     run = fit(model(), parts, config, name="pruned", **CPU)

@@ -44,6 +44,11 @@ REWORKED: dict[str, Callable[..., object]] = {
     "shrink": shrink,
     "int8": quantise,
 }
+REDUCED = {
+    "swin_tiny_patch4_window7_224": {"embed_dim": 48, "depths": (2, 2), "num_heads": (3, 6), "window_size": 7},
+    "deit_small_patch16_224": {"embed_dim": 96, "depth": 4, "num_heads": 3, "patch_size": 8},
+}
+"""Options with which `build` makes these small enough to be trained from random numbers on a CPU."""
 WORTH = ("accuracy", "precision", "recall", "f1")
 AVERAGES = ("macro", "weighted")
 
@@ -62,8 +67,8 @@ def make_variant(
 
     Args:
         source: a model from `build`, to be trained by "full", "head", "bitfit", "lora", "rlrr" (see `adapt`) or "probe"
-            (`fit_probe`); or a run, whose model is changed by "prune", "prune_2_of_4", "shrink" or "int8" and not trained
-            again. Its thresholds and temperature are then chosen anew, as its logits are others.
+            (`fit_probe`); or a run, whose model is changed by "prune", "prune_2_of_4", "shrink" or "int8" and not
+            trained again. Its thresholds and temperature are then chosen anew, as its logits are others.
         config: of the training; its `prune` prunes while training.
         name: of the new run.
         options: of the method: those of `add_lora`, `prune`, `shrink` ...
@@ -164,9 +169,9 @@ def cost_table(runs: Mapping[str, tuple[Run, Report]], *, timing: bool = True) -
     """A row a variant, as numbers: what training and keeping it costs. Everything is measured or counted here and now.
 
     Columns: "trained", "parameters" and "non-zero" numbers; megabytes (10^6 bytes) of the "file", of that file
-    "gzipped", of the "adapter" alone, and of what a training "step" holds (see `training_memory`); with timing, "s/epoch"
-    of its training, "img/s" in batches of 32 and "ms" for one image alone, on the device that `evaluate` left it on. What
-    does not exist is nan.
+    "gzipped", of the "adapter" alone, and of what a training "step" holds (see `training_memory`); with timing,
+    "s/epoch" of its training, "img/s" in batches of 32 and "ms" for one image alone, on the device that `evaluate` left
+    it on. What does not exist is nan.
 
     Args:
         timing: without, the table is the same whenever the models are.

@@ -1,4 +1,4 @@
-"""Adapted and pruned models in `fit`: what is trained, what stays zero, and that the saved model is what was validated."""
+"""Adapted and pruned models in `fit`: what is trained, what stays zero, and that what was validated is saved."""
 
 import json
 import signal

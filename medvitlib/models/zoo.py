@@ -12,7 +12,11 @@ from torch import nn
 
 from medvitlib.errors import MedvitError
 from medvitlib.models.builders import BUILDERS, channels_of, head_name, library_of, of_channels, published, put_head
+from medvitlib.models.int8 import Int8Linear, replace_linears
 from medvitlib.models.weights import load_weights
+
+NEW_HEAD = "all but the head"
+"""What `architecture["int8"]` says where a quantised model was given another head; True for every linear layer."""
 
 
 def build(
@@ -93,6 +97,11 @@ def build_from(architecture: dict[str, Any], *, seed: int = 0) -> nn.Module:
     architecture = {"options": {}, **architecture}  # older files have none
     with _seeded(seed):
         model, _ = BUILDERS[architecture["library"]](architecture, None)
+    if int8 := architecture.get("int8"):
+        replace_linears(model, keep=head_of(model) if int8 == NEW_HEAD else None)
+        model.requires_grad_(False)
+        if int8 == NEW_HEAD:
+            head_of(model).requires_grad_(True)
     preprocessing = of_channels(published(architecture["name"])[1], architecture["in_channels"])
     model.preprocessing = replace(preprocessing, image_size=architecture["image_size"])
     model.architecture, model.weights_info = architecture, None
@@ -111,21 +120,27 @@ def replace_head(model: nn.Module, new: nn.Module) -> None:
         MedvitError: a linear head for another number of features.
     """
     old = head_of(model)
-    if isinstance(old, nn.Linear) and isinstance(new, nn.Linear) and old.in_features != new.in_features:
+    linear = isinstance(old, nn.Linear | Int8Linear)
+    if linear and isinstance(new, nn.Linear) and old.in_features != new.in_features:
         raise MedvitError(
             f"a head for {new.in_features} features given; this model's last layer sees {old.in_features}."
         )
     if isinstance(new, nn.Linear) and hasattr(model, "architecture"):
         model.architecture["num_classes"] = new.out_features
+        if model.architecture.get("int8"):
+            model.architecture["int8"] = NEW_HEAD
     put_head(model, new)
 
 
 def count_parameters(model: nn.Module, trainable: bool = False) -> int:
     """Numbers in the parameters, a shared one counted once; with `trainable`, in those that require a gradient.
 
-    Counts the parameters that belong to no layer too (class token, positions), which torchsummary leaves out.
+    Counts the parameters that belong to no layer too (class token, positions), which torchsummary leaves out, and the
+    weights and biases that became bytes in an `Int8Linear`: as many as before, none of them trainable.
     """
-    return sum(p.numel() for p in model.parameters() if p.requires_grad or not trainable)
+    bytes_too = [] if trainable else [m for m in model.modules() if isinstance(m, Int8Linear)]
+    rounded = sum(m.weight.numel() + (0 if m.bias is None else m.bias.numel()) for m in bytes_too)
+    return rounded + sum(p.numel() for p in model.parameters() if p.requires_grad or not trainable)
 
 
 def _plain(options: dict[str, Any]) -> dict[str, Any]:

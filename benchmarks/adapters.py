@@ -3,8 +3,8 @@
     python benchmarks/adapters.py [--model vit_small_patch14_dinov2] [--image-size 112] [--batch-size 16] [--rounds 15]
 
 Training: one step is forward, cross-entropy, backward and AdamW over what is trained, float32, on random images that
-are already on the device; rank 8, alpha 16, on qkv and proj. PEFT's LoRA has the same places, rank and head (pip install
-peft; left out where absent), and before timing its logits and gradients are checked to be ours.
+are already on the device; rank 8, alpha 16, on qkv and proj. PEFT's LoRA has the same places, rank and head (pip
+install peft; left out where absent), and before timing its logits and gradients are checked to be ours.
 Inference: the model as it is, with LoRA merged (checked to be the same function), with 30 % of heads and MLP neurons
 cut out, and in int8 (on a CPU).
 
@@ -23,12 +23,12 @@ from collections.abc import Callable
 from importlib.util import find_spec
 
 import torch
-from medvitlib.costs import training_memory
-from medvitlib.models.int8 import quantise
 from torch import nn
 
+from medvitlib.costs import training_memory
 from medvitlib.models.adapt import adapt
 from medvitlib.models.adapters import adapters_of, merge_and_unload
+from medvitlib.models.int8 import quantise
 from medvitlib.models.shrinking import shrink
 from medvitlib.models.zoo import build, count_parameters
 

@@ -4,6 +4,7 @@ from medvitlib.evaluation.calibration import apply_temperature, fit_temperature,
 from medvitlib.evaluation.inputs import Predictions
 from medvitlib.evaluation.intervals import Estimate, clopper_pearson, wilson
 from medvitlib.evaluation.paired import Comparison, compare_with_best
+from medvitlib.evaluation.pairs import Pair, compare_pair, mcnemar
 from medvitlib.evaluation.report import build_report
 from medvitlib.evaluation.result import Report
 from medvitlib.evaluation.scoring import score
@@ -20,6 +21,7 @@ __all__ = [
     "Comparison",
     "Estimate",
     "NotCertifiable",
+    "Pair",
     "Predictions",
     "Report",
     "ThresholdChoice",
@@ -28,9 +30,11 @@ __all__ = [
     "choose_certified_threshold",
     "choose_threshold_by_min_recall",
     "clopper_pearson",
+    "compare_pair",
     "compare_with_best",
     "fit_temperature",
     "log_probabilities",
+    "mcnemar",
     "patients_needed",
     "score",
     "summarize_at_threshold",

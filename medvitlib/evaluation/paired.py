@@ -13,9 +13,9 @@ from scipy.special import ndtri
 
 from medvitlib.errors import EvaluationError, one_of
 from medvitlib.evaluation.inputs import Checked, check, check_numbers, check_share
-from medvitlib.evaluation.intervals import Estimate, bootstrap, percentiles, proportion
-from medvitlib.evaluation.metrics import class_counts, score_metrics, threshold_metrics
+from medvitlib.evaluation.intervals import Estimate, proportion
 from medvitlib.evaluation.scoring import decide
+from medvitlib.evaluation.together import drawn_together, left_out, no_rounding, resampled
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,7 +32,6 @@ METRICS = {
 }
 """What points can be compared by, and how it reads. For more than two classes AUROC, AUPRC and F1 are macro."""
 SMALLER = ("nll", "brier")  # is better
-OF_PROBABILITIES = ("auroc", "auprc", "nll", "brier")
 DRAWS = 10_000  # of the greatest difference that luck makes; its 95 % quantile is then known to about 0.02
 
 
@@ -151,32 +150,18 @@ def compare_with_best(
         )
     points = _points(labels, probabilities, classes, positive, groups)
     data = points[0][0]
-
-    def figures(weights: np.ndarray) -> dict[str, np.ndarray]:
-        means = [np.mean([_figure(one, metric, weights) for one in seeds], axis=0) for seeds in points]
-        return {metric: np.stack(means, axis=1)}
-
-    found = figures(np.ones((1, len(data.y))))[metric][0]  # (points,)
-    if np.isnan(found).any():
-        occurring = ", ".join(data.classes[k] for k in np.unique(data.y))
-        raise EvaluationError(f"{metric} is undefined on these {len(data.y)} images, whose classes are: {occurring}.")
-    replicates = bootstrap(figures, data.groups, n_boot, seed)[metric]  # (n_boot, points)
+    found, replicates = drawn_together(points, metric, n_boot, seed)
     defined = replicates[~np.isnan(replicates).any(axis=1)]
-    if len(defined) < 100:
-        raise EvaluationError(
-            f"{metric} is defined in {len(defined)} of {n_boot} resamples, and 100 are needed: too few patients of a "
-            "class. Compare by accuracy, or validate on more patients."
-        )
     values = [
         _value(seeds, metric, *pair, confidence) for seeds, *pair in zip(points, found, replicates.T, strict=True)
     ]
-    best = int(np.argmax(_no_rounding(found - (found.min() if metric in SMALLER else found.max())) == 0))
+    best = int(np.argmax(no_rounding(found - (found.min() if metric in SMALLER else found.max())) == 0))
     patients = int(data.groups.max()) + 1
     errors = _standard_errors(defined, best)
     critical = _critical(defined, seed, confidence)
-    gaps = _no_rounding(found - found[best])
+    gaps = no_rounding(found - found[best])
     half = critical * np.sqrt(errors**2 + gaps**2 / patients)
-    undefined = _undefined(n_boot - len(defined), n_boot)
+    undefined = left_out(n_boot - len(defined), n_boot)
     method = f"simultaneous over all pairs, ± {critical:.2f} standard errors{undefined}"
     differences = [
         replace(values[best], value=float(gap), low=float(gap - h), high=float(gap + h), method=method, reason="")
@@ -202,43 +187,17 @@ def _points(labels, probabilities, classes, positive, groups) -> list[list[Check
     return points
 
 
-def _figure(data: Checked, metric: str, weights: np.ndarray) -> np.ndarray:
-    """(B,) of the metric, macro where there are more than two classes; nan where undefined."""
-    if metric in OF_PROBABILITIES:
-        values = score_metrics(data, weights)
-    else:
-        counts = class_counts(data.y, decide(data), len(data.classes), weights)
-        values = threshold_metrics(counts, data.positive)
-    return values[metric] if metric in values else values[f"{metric}_macro"]
-
-
 def _value(seeds: list[Checked], metric: str, value: float, replicates: np.ndarray, confidence: float) -> Estimate:
     data = seeds[0]
     if metric == "accuracy":
         hits = np.mean([decide(one) == one.y for one in seeds], axis=0)
         return proportion(hits, data.groups, data.groups_known, confidence)
-    low, high, undefined = percentiles(replicates, confidence)
-    unit, n_groups = ("patient", int(data.groups.max()) + 1) if data.groups_known else ("image", None)
-    reason = ""
-    if low == high:
-        low = high = np.nan
-        reason = f"every sample of the {unit}s gives the same value, which says nothing about new ones"
-    method = f"{unit} bootstrap" + _undefined(undefined, len(replicates))
-    return Estimate(float(value), low, high, method, len(data.y), n_groups, reason)
-
-
-def _undefined(count: int, n_boot: int) -> str:
-    return f", {count} of {n_boot} replicates undefined" if count else ""
+    return resampled(value, replicates, data, confidence)
 
 
 def _standard_errors(replicates: np.ndarray, of: int) -> np.ndarray:
     """(points,) of the differences to the point `of`; exactly 0 for the same predictions."""
-    return _no_rounding((replicates - replicates[:, [of]]).std(axis=0, ddof=1))
-
-
-def _no_rounding(values: np.ndarray) -> np.ndarray:
-    """The same seeds in another order give sums that differ in the last place, and mean the same."""
-    return np.where(np.abs(values) < 1e-12, 0.0, values)
+    return no_rounding((replicates - replicates[:, [of]]).std(axis=0, ddof=1))
 
 
 def _critical(replicates: np.ndarray, seed: int, confidence: float) -> float:

@@ -12,6 +12,7 @@ from torch import nn
 
 from medvitlib.errors import MedvitError
 from medvitlib.models.builders import BUILDERS, channels_of, head_name, library_of, of_channels, published, put_head
+from medvitlib.models.int8 import Int8Linear, replace_linears
 from medvitlib.models.shrinking import reshape
 from medvitlib.models.weights import load_weights
 
@@ -95,6 +96,9 @@ def build_from(architecture: dict[str, Any], *, seed: int = 0) -> nn.Module:
     with _seeded(seed):
         model, _ = BUILDERS[architecture["library"]](architecture, None)
     reshape(model, architecture.get("shrunk", {}))  # fewer heads and neurons, where some were cut out
+    if architecture.get("int8"):
+        replace_linears(model)
+        model.requires_grad_(False)
     preprocessing = of_channels(published(architecture["name"])[1], architecture["in_channels"])
     model.preprocessing = replace(preprocessing, image_size=architecture["image_size"])
     model.architecture, model.weights_info = architecture, None
@@ -110,9 +114,11 @@ def replace_head(model: nn.Module, new: nn.Module) -> None:
     """Put another module in the place of the final classifier; `.architecture` follows the number of classes.
 
     Raises:
-        MedvitError: a linear head for another number of features.
+        MedvitError: a linear head for another number of features, or for a model in int8.
     """
     old = head_of(model)
+    if isinstance(new, nn.Linear) and getattr(model, "architecture", {}).get("int8"):
+        raise MedvitError("this model is in int8, which is the last step: put a new head on the one it was made of.")
     if isinstance(old, nn.Linear) and isinstance(new, nn.Linear) and old.in_features != new.in_features:
         raise MedvitError(
             f"a head for {new.in_features} features given; this model's last layer sees {old.in_features}."
@@ -125,9 +131,12 @@ def replace_head(model: nn.Module, new: nn.Module) -> None:
 def count_parameters(model: nn.Module, trainable: bool = False) -> int:
     """Numbers in the parameters, a shared one counted once; with `trainable`, in those that require a gradient.
 
-    Counts the parameters that belong to no layer too (class token, positions), which torchsummary leaves out.
+    Counts the parameters that belong to no layer too (class token, positions), which torchsummary leaves out, and the
+    weights and biases that became bytes in an `Int8Linear`: as many as before, none of them trainable.
     """
-    return sum(p.numel() for p in model.parameters() if p.requires_grad or not trainable)
+    bytes_too = [] if trainable else [m for m in model.modules() if isinstance(m, Int8Linear)]
+    rounded = sum(m.weight.numel() + (0 if m.bias is None else m.bias.numel()) for m in bytes_too)
+    return rounded + sum(p.numel() for p in model.parameters() if p.requires_grad or not trainable)
 
 
 def _plain(options: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -43,6 +44,16 @@ def test_a_file_becomes_a_run_with_its_report(tmp_path, capsys):
     assert config["train"]["lr"] == 1e-3 and config["asked"]["split"] == {"val": 0.25, "seed": 3}
     assert config["architecture"]["options"] == {"dropout": 0.1}
     assert (runs_dir() / "tiny" / "report.json").is_file()
+
+
+def test_an_adapter_is_one_line_more(tmp_path, capsys):
+    lora = "model: {name: vit_tiny_test, weights: null, adapter: {method: lora, rank: 2}}\n"
+    assert main(["train", written(tmp_path, DATA, lora, TRAIN, name="lora")]) == 0
+    assert re.search(r"LoRA: 418 of [\d,]+ parameters are trained", capsys.readouterr().out)
+    assert (runs_dir() / "lora" / "adapter.safetensors").is_file()
+    for wrong, words in (("rnak: 2", "Did you mean 'rank'"), ("targets: [fc]", "target 'fc' is unknown")):
+        assert main(["train", written(tmp_path, DATA, lora.replace("rank: 2", wrong), TRAIN)]) == 1
+        assert words in capsys.readouterr().err
 
 
 def test_deterministic_runs_are_the_same(tmp_path):

@@ -1,4 +1,4 @@
-"""Linear layers in eight bits, for CPUs: a quarter of the bytes, and a product that takes about half the time.
+"""Linear layers in eight bits, for CPUs: a quarter of the bytes, and a faster product; rounding takes time, too.
 
 The weights are rounded once, each row with a scale of its own; what comes in is rounded in each call, each token with
 a range of its own (dynamic quantisation; Jacob et al., "Quantization and Training of Neural Networks for Efficient
@@ -47,12 +47,12 @@ class Int8Linear(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., in) to (..., out), of the same dtype."""
         tokens = x.detach().float().reshape(-1, self.in_features)  # (N, in)
-        low, high = tokens.aminmax(dim=1, keepdim=True)  # (N, 1) each
-        step = _not_zero((high - low) / LARGEST)
+        low, high = tokens.amin(dim=1, keepdim=True), tokens.amax(dim=1, keepdim=True)  # aminmax takes longer
+        step = _not_zero((high - low) / LARGEST)  # (N, 1)
         if self._packed is None:
             self._packed = self._pack()
         sums, packed = self._packed
-        y = self._product(((tokens - low) / step).round_(), packed)  # (N, out)
+        y = self._product((tokens - low).div_(step).round_(), packed)  # (N, out)
         y = y.mul_(step).addcmul_(low, sums)
         if self.bias is not None:
             y += self.bias

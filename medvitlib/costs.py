@@ -22,7 +22,7 @@ GZIP = 16 + zlib.MAX_WBITS  # the container that gzip writes, header and checksu
 def file_sizes(path: str | Path) -> dict[str, int]:
     """How many bytes a file takes on disk, and sent through gzip: only there do zeros among the weights save any.
 
-    About 25 MB a second.
+    About 20 MB a second.
 
     Returns:
         `dense`, and `compressed`, at gzip's level 6.
@@ -45,10 +45,12 @@ def training_memory(model: nn.Module, images: torch.Tensor, labels: torch.Tensor
     """Bytes that one step of AdamW holds on the way from forward to backward: counted, and the same each time.
 
     Parameters and buffers; of each trainable parameter the gradient and two moments; and what the forward pass and the
-    cross-entropy keep for the backward pass, each block of memory once and whole: a view of the
-    class token keeps every token. Not counted are the images and labels, and what lives for a moment only: a layer's
-    workspace, a gradient on its way through. The precision is that of the context: under `torch.autocast`, activations
-    are counted as they are then kept.
+    cross-entropy keep for the backward pass, each block of memory once and whole: a view of the class token keeps every
+    token. The precision is that of the context: under `torch.autocast`, activations are counted as they are then kept.
+
+    Not counted are the images and labels, and what lives for a moment only, a layer's workspace or a gradient on its
+    way: where little is trained, that is the larger part. Gradients come as activations go, so that of a large model
+    with few activations the real peak is lower by some of its gradients. What an allocator wastes is its own.
 
     Args:
         model: on one device; its flags, buffers, gradients and the state of random numbers are left as they were.

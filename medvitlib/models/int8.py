@@ -1,4 +1,4 @@
-"""Linear layers in eight bits, for CPUs: a quarter of the bytes, and a product that takes about half the time.
+"""Linear layers in eight bits, for CPUs: a quarter of the bytes, and a faster product; rounding takes time, too.
 
 The weights are rounded once, each row with a scale of its own; what comes in is rounded in each call, each token with
 a range of its own (dynamic quantisation; Jacob et al., "Quantization and Training of Neural Networks for Efficient

@@ -21,6 +21,7 @@ def evaluate(
     confidence: float = 0.95,
     n_boot: int = 1000,
     seed: int = 0,
+    figures: bool = True,
     batch_size: int = 32,
     device: str | torch.device | None = None,
     precision: torch.dtype | str | None = "auto",
@@ -28,6 +29,8 @@ def evaluate(
     """Score a run on a data set; temperature and thresholds come from the run's validation part alone.
 
     Writes report.json, predictions.csv and plots/ into the run folder; temperature and thresholds go into model.json.
+    Drawing takes longer than scoring a few hundred images: where many runs are scored, `figures=False` leaves plots/
+    out, and `report.figures()` draws them when they are asked for.
 
     Raises:
         EvaluationError: the data set has other classes, or another positive class, than the run.
@@ -58,7 +61,7 @@ def evaluate(
         n_boot=n_boot,
         seed=seed,
     )
-    report.save(run.folder, ids=dataset.ids, splits=dataset.splits)
+    report.save(run.folder, ids=dataset.ids, splits=dataset.splits, figures=figures)
     path = run.folder / "model.json"
     write_json(
         path, {**json.loads(path.read_text()), "temperature": report.temperature, "thresholds": report.thresholds}

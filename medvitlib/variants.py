@@ -10,6 +10,7 @@ worth_table(reports, reference="full"), cost_table(reports)
 import json
 import math
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,6 +22,7 @@ from medvitlib.data import Split, normalise
 from medvitlib.errors import AdaptationError, EvaluationError, one_of
 from medvitlib.evaluation.pairs import Pair, compare_pair
 from medvitlib.evaluation.report import Report
+from medvitlib.machine import cores
 from medvitlib.models.adapt import METHODS, adapt, options_of
 from medvitlib.models.int8 import quantise
 from medvitlib.models.pruning import count_nonzero, prune, prune_2_of_4
@@ -178,9 +180,11 @@ def cost_table(runs: Mapping[str, tuple[Run, Report]], *, timing: bool = True) -
     """
     import pandas as pd
 
-    rows = {}
-    for name, (run, _) in track(runs.items(), "Measuring", unit="model"):
-        config, size = _config(run), file_sizes(run.folder / "model.safetensors")
+    rows, files = {}, [run.folder / "model.safetensors" for run, _ in runs.values()]
+    with ThreadPoolExecutor(cores()) as pool:  # zlib lets go of the interpreter
+        sizes = list(track(pool.map(file_sizes, files), "Weighing", total=len(files), unit="file"))
+    for (name, (run, _)), size in zip(runs.items(), sizes, strict=True):
+        config = _config(run)
         adapter = run.folder / "adapter.safetensors"
         rows[name] = {
             "trained": config["parameters"]["trained"],

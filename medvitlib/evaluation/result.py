@@ -148,12 +148,19 @@ class Report:
         """Strict JSON (no NaN)."""
         return json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)
 
-    def save(self, folder: str | Path, ids: Sequence[str] | None = None, splits: Sequence[str] | None = None) -> Path:
+    def save(
+        self,
+        folder: str | Path,
+        ids: Sequence[str] | None = None,
+        splits: Sequence[str] | None = None,
+        figures: bool = True,
+    ) -> Path:
         """Write report.json, predictions.csv and plots/*.png into `folder`, each aside first and then renamed.
 
         Args:
             ids: (N,) names of the images; their position by default.
             splits: (N,) official split of each image, where there is one.
+            figures: without them, plots/ is left out; that of an earlier report goes in any case.
 
         Returns:
             the folder.
@@ -172,7 +179,7 @@ class Report:
         } | {f"p_{name}": self.probabilities[:, k] for k, name in enumerate(self.classes)}
         folder = Path(folder)
         _write(folder / "predictions.csv", pd.DataFrame(table).to_csv(index=False).encode())
-        figures = self.figures()
+        figures = self.figures() if figures else {}
         for old in (folder / "plots").glob("*.png"):  # of an earlier report that had other operating points
             if old.stem not in figures:
                 old.unlink()

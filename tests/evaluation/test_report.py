@@ -216,6 +216,8 @@ def test_plots_of_an_earlier_report_do_not_stay(report, tmp_path):
     (tmp_path / "plots" / "confusion_of_before.png").write_bytes(b"old")
     report.save(tmp_path)
     assert {path.stem for path in (tmp_path / "plots").iterdir()} == set(report.figures())
+    report.save(tmp_path, figures=False)
+    assert not list((tmp_path / "plots").iterdir())
 
 
 def test_json_is_strict_even_where_figures_are_undefined(tmp_path):

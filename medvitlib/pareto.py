@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.figure import Figure, SubFigure
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
 from medvitlib.errors import EvaluationError, one_of
 from medvitlib.evaluation.intervals import Estimate
@@ -55,6 +56,10 @@ def plot_pareto(
         best = frontier({n: (x, worth[n].value) for n, x in shown.items() if n not in unlike}, column in FASTER)
         axis.plot([shown[n] for n in best], [worth[n].value for n in best], color=GREY, lw=1, ls="--", zorder=0)
         axis.set_xscale("log")
+        narrow = max(shown.values(), default=1) < 30 * min(shown.values(), default=1)
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if narrow else (1,)))
+        axis.xaxis.set_major_formatter(EngFormatter(sep=""))  # 1k, 1M
+        axis.xaxis.set_minor_formatter(NullFormatter())
         axis.set_xlabel(column)
         clean(axis)
     panels[0].set_ylabel(metric)

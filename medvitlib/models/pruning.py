@@ -14,6 +14,7 @@ from torch import nn
 
 from medvitlib.errors import AdaptationError, one_of
 from medvitlib.models.adapters import number
+from medvitlib.models.int8 import Int8Linear
 
 SCOPES = ("layer", "global")
 CAPABILITY = (8, 0)
@@ -59,7 +60,8 @@ def sparsity(model: nn.Module) -> float:
 
 def count_nonzero(model: nn.Module) -> int:
     """Numbers in all parameters that are not zero, a shared one counted once: of `count_parameters`, what is left."""
-    return sum(int(parameter.count_nonzero()) for parameter in model.parameters())
+    rounded = [t for m in model.modules() if isinstance(m, Int8Linear) for t in (m.weight, m.bias) if t is not None]
+    return sum(int(tensor.count_nonzero()) for tensor in (*model.parameters(), *rounded))
 
 
 def cubic(progress: float, final: float) -> float:

@@ -80,7 +80,9 @@ def test_costs_are_counted_from_what_was_written(scored):
     for name, (run, _) in scored.items():
         assert costs.loc[name, "file MB"] == (run.folder / "model.safetensors").stat().st_size / 1e6
         assert costs.loc[name, "gzipped MB"] < costs.loc[name, "file MB"]
-    assert costs["adapter MB"].notna().to_dict() == {name: name in ("lora", "rlrr") for name in scored}
+    assert costs["adapter MB"].notna().to_dict() == {
+        name: name in ("head", "bitfit", "lora", "rlrr") for name in scored
+    }
     assert costs["step MB"].notna().to_dict() == {
         name: name in ("full", "head", "bitfit", "lora", "rlrr") for name in scored
     }

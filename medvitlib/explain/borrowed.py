@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from medvitlib.models.modes import in_mode
+
 
 @contextmanager
 def borrowed(model: nn.Module) -> Iterator[list[RemovableHandle]]:
@@ -16,20 +18,15 @@ def borrowed(model: nn.Module) -> Iterator[list[RemovableHandle]]:
     Yields:
         a list for the handles of hooks: those put into it are removed at the end.
     """
-    modules = list(model.modules())
-    training = [module.training for module in modules]  # one by one: a frozen norm may be in evaluation mode alone
-    fused = [(module, module.fused_attn) for module in modules if hasattr(module, "fused_attn")]
+    fused = [(module, module.fused_attn) for module in model.modules() if hasattr(module, "fused_attn")]
     handles: list[RemovableHandle] = []
-    try:
-        model.eval()
-        for module, _ in fused:
-            module.fused_attn = False
-        yield handles
-    finally:
-        for handle in handles:
-            handle.remove()
-        for module, was in fused:
-            module.fused_attn = was
-        model.train(training[0])  # for models that do more than set a flag
-        for module, was in zip(modules, training, strict=True):
-            module.training = was
+    with in_mode(model, training=False):
+        try:
+            for module, _ in fused:
+                module.fused_attn = False
+            yield handles
+        finally:
+            for handle in handles:
+                handle.remove()
+            for module, was in fused:
+                module.fused_attn = was

@@ -42,7 +42,9 @@ class LoRALinear(Adapter, nn.Linear):
         self.lora_A = nn.Parameter(torch.empty(parts * rank, layer.in_features, **like))
         self.lora_B = nn.Parameter(torch.zeros(layer.out_features, rank, **like))
         self.dropout = nn.Dropout(dropout).train(layer.training)
-        drawn = nn.init.kaiming_uniform_(torch.empty(self.lora_A.shape), a=math.sqrt(5), generator=generator)
+        drawn = nn.init.kaiming_uniform_(
+            torch.empty(self.lora_A.shape, device="cpu"), a=math.sqrt(5), generator=generator
+        )
         with torch.no_grad():
             self.lora_A.copy_(drawn)
 

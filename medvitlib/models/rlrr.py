@@ -43,7 +43,7 @@ class RLRRLinear(Adapter, nn.Linear):
         self.shift = nn.Parameter(torch.zeros(layer.out_features, **like))
         for scale in (self.scale_in, self.scale_out) if init == "paper" else (self.scale_in,):
             with torch.no_grad():
-                scale.copy_(nn.init.kaiming_uniform_(torch.empty(scale.shape), generator=generator))
+                scale.copy_(nn.init.kaiming_uniform_(torch.empty(scale.shape, device="cpu"), generator=generator))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return F.linear(x, *((self.weight, self.bias) if self.merged else self.effective()))
@@ -111,7 +111,7 @@ def _scale_and_shift(
     layer: nn.Module, init: str, generator: torch.Generator | None
 ) -> tuple[nn.Parameter, nn.Parameter]:
     """One and zero for each output, or drawn around them."""
-    scale, shift = torch.ones(len(layer.weight)), torch.zeros(len(layer.weight))
+    scale, shift = (torch.full((len(layer.weight),), value, device="cpu") for value in (1.0, 0.0))
     if init == "paper":
         scale.normal_(1, 0.02, generator=generator)
         shift.normal_(0, 0.02, generator=generator)

@@ -15,6 +15,7 @@ from medvitlib.data import Augmented, Dataset, batches, normalise
 from medvitlib.data.decode import DECODER_VERSION
 from medvitlib.errors import DataError, MedvitError
 from medvitlib.models.adapter_file import digest
+from medvitlib.models.modes import in_mode
 from medvitlib.models.zoo import head_of, replace_head
 from medvitlib.paths import cache_dir
 from medvitlib.precision import autocast_dtype
@@ -132,17 +133,13 @@ def extract_features(
 @torch.inference_mode()
 def _outputs(model, dataset, batch_size, device, dtype, description) -> Iterator[tuple[slice, np.ndarray]]:
     """The rows of each batch and the model's outputs for them; training flags are put back at the end."""
-    was_training = model.training
-    model.eval().to(device)
-    try:
+    with in_mode(model.to(device), training=False):
         loader = batches(dataset, batch_size)
         for number, (images, _) in enumerate(track(loader, description, total=len(dataset), step=batch_size)):
             x = normalise(images.to(device, non_blocking=True), model.preprocessing)  # (B, C, H, W)
             with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
                 out = model(x).float().cpu().numpy()
             yield slice(number * batch_size, number * batch_size + len(out)), out
-    finally:
-        model.train(was_training)
 
 
 def _load(store: Path) -> dict[str, np.ndarray]:

@@ -25,6 +25,8 @@ from medvitlib.training.features import fingerprint, hardware
 from medvitlib.training.loop import Loop
 from medvitlib.training.run import Run, UnfinishedRun, finished_run, need_every_class, start_run
 
+FULL = {"method": "full"}  # of a model that did not go through `adapt`
+
 
 def fit(
     model: nn.Module,
@@ -52,8 +54,8 @@ def fit(
     batch). The first one alone prints and writes; it returns the run, the others None.
 
     Args:
-        model: from `build`, or `adapt`; trained in place. What does not require a gradient stays frozen. Adapters and
-            their head are saved as adapter.safetensors, then merged: the model that is left is a plain one.
+        model: from `build`, or `adapt`; trained in place. What does not require a gradient stays frozen. What `adapt`
+            had trained is saved as adapter.safetensors, too; adapters are then merged: what is left is a plain model.
         config: every setting; `TrainConfig()` if None.
         name: of the run folder, under `runs_dir()`; an earlier run of this name is replaced once this one is complete.
         resume: go on with an interrupted training of this name, which must have had the same settings, data and
@@ -93,7 +95,7 @@ def fit(
         "device": device.type,
         "processes": parallel.world(),
         "precision": str(dtype).removeprefix("torch.") if dtype else "float32",
-        "adaptation": getattr(model, "adaptation", None),
+        "adaptation": getattr(model, "adaptation", FULL),
         "parameters": {"total": count_parameters(model), "trained": count_parameters(model, trainable=True)},
         "initial_weights": fingerprint(model),
         **(settings or {}),
@@ -115,8 +117,9 @@ def fit(
         if not first:
             return None
         load_best(run.folder, model)
-        if adapters_of(model):
+        if getattr(model, "adaptation", FULL)["method"] != "full":
             save_adapter(model, run.folder / "adapter.safetensors", parts.train.classes)
+        if adapters_of(model):
             merge_and_unload(model, keep_zeros=config.prune > 0)
         best = position.best if math.isfinite(position.best) else None  # undefined in every epoch
         chosen = {"epoch": position.best_epoch + 1, config.metric: best}

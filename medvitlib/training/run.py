@@ -5,7 +5,7 @@
       metrics.csv            one row an epoch (or a setting that was tried), flushed as it happens
       training.png           loss, validation metrics and learning rate by epoch, where there were epochs
       model.safetensors      the parameters, adapters merged
-      adapter.safetensors    the adapters and their head alone, where there were any (see `load_adapter`)
+      adapter.safetensors    what was trained of an adapted model, alone (see `load_adapter`)
       model.json             architecture, classes, preprocessing; after `evaluate`, temperature and threshold too
       validation.csv         what the thresholds and the temperature are chosen on
       quarantine.csv         files that were left out, and why

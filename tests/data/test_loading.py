@@ -63,3 +63,19 @@ def test_a_pickled_dataset_is_small_and_whole(ds):
 def test_a_batch_size_below_one_is_refused(ds):
     with pytest.raises(DataError, match="batch_size=0"):
         batches(ds, 0)
+
+
+def test_some_classes_are_a_data_set_of_their_own(tmp_path, write_classes):
+    folder = write_classes(tmp_path / "cells", {"burr": 5, "round": 6, "target": 7})
+    ds = open_dataset(folder, image_size=16)
+    two = ds.of_classes(["target", "burr"])
+    assert two.classes == ["target", "burr"] and np.bincount(two.labels).tolist() == [7, 5]
+    assert [ds.classes[k] for k in ds.labels[ds.labels != 1]] == [two.classes[k] for k in two.labels]
+    assert two.positive is None and len(ds) == 18
+    for names, words in (
+        (["target", "bur"], "class 'bur' is unknown. Did you mean 'burr'"),
+        ("burr", "expected two or more"),
+        (["burr", "burr"], "expected two or more different"),
+    ):
+        with pytest.raises(DataError, match=words):
+            ds.of_classes(names)

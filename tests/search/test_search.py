@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from medvitlib.cli import main
-from medvitlib.errors import DataError, TrainingError
+from medvitlib.errors import DataError, MedvitError, TrainingError
 from medvitlib.paths import runs_dir
 from medvitlib.search import trial as trials
 from medvitlib.search import workers
@@ -206,6 +206,16 @@ def test_a_point_begun_elsewhere_is_begun_anew(monkeypatch):
         assert run_search(study, quiet=True).table["state"].tolist() == ["failed"]
     assert (runs_dir() / "elsewhere" / "000-seed0.unfinished").is_dir()
     assert run_search(study, retry=True, quiet=True).table["state"].tolist() == ["complete"]
+
+
+def test_an_adapters_rank_is_a_setting_like_any_other(monkeypatch):
+    content = asked("ranks", {"model.adapter.rank": [1, 2, 64]})
+    content["model"]["adapter"] = {"method": "lora"}
+    with pytest.raises(MedvitError, match="rank=64 is above 16"):
+        run_search(content, quiet=True)
+    content["search"]["space"] = {"model.adapter.rank": [1, 2]}
+    found = run_search(content, quiet=True)
+    assert [load_run(found.folder_of(k)).folder.joinpath("adapter.safetensors").is_file() for k in (0, 1)] == [True] * 2
 
 
 def test_poor_points_are_stopped_where_asked(monkeypatch):

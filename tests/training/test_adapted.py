@@ -47,6 +47,7 @@ def test_the_saved_model_is_a_plain_one_and_the_one_that_was_validated(method, p
     np.testing.assert_allclose(run.validation_logits, logits, rtol=0, atol=1e-6)
     saved = json.loads((run.folder / "config.json").read_text())
     assert saved["adaptation"]["method"] == method
+    assert (run.folder / "adapter.safetensors").is_file() == (method != "full")
     fresh = model(method)
     assert saved["parameters"] == {
         "total": count_parameters(fresh),

@@ -174,7 +174,7 @@ def test_the_picture_leaves_out_what_has_no_cost(scored):
     worth = {name: report.metrics["accuracy"] for name, (_, report) in scored.items()}
     figure = plot_pareto(worth, costs, ("trained", "adapter MB"), unlike=["probe"])
     trained, adapter = figure.axes
-    assert len(adapter.containers) == 2 and len(trained.containers) == len(TRAINED)  # reworked: nothing trained
+    assert len(adapter.containers) == 4 and len(trained.containers) == len(TRAINED)  # reworked: nothing trained
     with pytest.raises(EvaluationError, match="Did you mean 'trained'"):
         plot_pareto(worth, costs, ("traned",))
     none = Estimate(0.5, math.nan, math.nan, "none", 1, None, "too few")

@@ -12,6 +12,7 @@ import torch
 
 from medvitlib.data import open_dataset, split
 from medvitlib.errors import TrainingError
+from medvitlib.models.adapt import adapt
 from medvitlib.models.zoo import build
 from medvitlib.training import parallel
 from medvitlib.training.config import TrainConfig
@@ -21,6 +22,7 @@ PLAIN = TrainConfig(epochs=2, batch_size=8, lr=1e-3, balance="weights", clip_nor
 CONFIGS = {
     "shares": replace(PLAIN, accumulate=2, head_epochs=1, label_smoothing=0.1),
     "mixed": replace(PLAIN, mixup=0.3, cutmix=1.0, balance="sampling", optimizer="sgd", lr=0.05, workers=1),
+    "adapted": replace(PLAIN, prune=0.5, prune_epochs=2),
 }
 """What is the same for any number of processes, but for rounding."""
 FULL = replace(PLAIN, epochs=1, ema=0.0)
@@ -37,7 +39,9 @@ def tiny(**options):
 
 
 def train(name: str, config: TrainConfig, model=None, **options):
-    return fit(model or tiny(), small_parts(), config, name=name, device="cpu", precision=None, **options)
+    if model is None:
+        model = adapt(tiny(), "lora") if name == "adapted" else tiny()
+    return fit(model, small_parts(), config, name=name, device="cpu", precision=None, **options)
 
 
 def out_of_memory_in(number: int):

@@ -44,7 +44,7 @@ def written(tmp_path, name: str, epochs: int) -> Path:
 
 
 def test_two_processes_train_as_one_does(tmp_path, monkeypatch, capsys):
-    """Class weights, clipping, EMA, parts, LP-FT, Mixup and CutMix are on; the last batch has an odd share, or none."""
+    """Class weights, clipping, EMA, parts, LP-FT, Mixup, CutMix, LoRA and pruning are on; the last batch is odd."""
     monkeypatch.setenv("MEDVIT_RUNS", str(tmp_path / "two"))
     done = subprocess.run([*TORCHRUN, SCRIPT, tmp_path], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -62,7 +62,7 @@ def test_two_processes_train_as_one_does(tmp_path, monkeypatch, capsys):
     assert done.stdout.count("Out of memory with 4 images at a time: from here on 2; an update still sees 8") == 1
 
     epochs = [line for line in done.stdout.splitlines() if line.startswith("epoch ")]
-    assert len(epochs) == 3 + 2 + 1 + 1  # the last training was quiet: one line an epoch, from one of the two
+    assert len(epochs) == 3 + 2 + 2 + 1 + 1  # the last training was quiet: one line an epoch, from one of the two
     assert set(first["runs"].values()) == {True} and set(second["runs"].values()) == {False}
     assert json.loads((tmp_path / "two" / "shares" / "config.json").read_text())["processes"] == 2
     assert first["sum"] == second["sum"]  # each drew its own dropout, and both have the same weights

@@ -141,10 +141,11 @@ def merged(model: nn.Module, keep_zeros: bool = False) -> Iterator[None]:
 
 def unload(model: nn.Module) -> None:
     """Put plain layers in the place of all adapters, with weights as they stand: without what these learned, or, after
-    `merge`, with it."""
+    `merge`, with it. Everything requires a gradient again."""
     for name, adapter in adapters_of(model).items():
         put(model, name, adapter.plain())
     model.__dict__.pop("adaptation", None)
+    model.requires_grad_(True)
 
 
 def merge_and_unload(model: nn.Module, keep_zeros: bool = False) -> None:

@@ -198,6 +198,7 @@ def test_unloading_gives_the_base_back(small, images_for, learned):
     before = model(images_for(model))
     unload(learned(adapt(model, "lora")))
     assert torch.equal(model(images_for(model)), before)
+    assert all(p.requires_grad for p in model.parameters())
     adapt(model, "lora", rank=3)  # and another may take the place
 
 

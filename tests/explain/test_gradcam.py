@@ -1,0 +1,130 @@
+"""Grad-CAM and its relatives: pytorch-grad-cam's maps, the right layer, and a model that is given back as it was."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import spearmanr
+from torch import nn
+
+from medvitlib.errors import DataError, ExplanationError
+from medvitlib.explain.gradcam import CAMS, eigencam, gradcam
+from medvitlib.explain.layers import default_layer
+from medvitlib.models.adapt import adapt
+from medvitlib.models.zoo import build
+
+KINDS = {
+    "ResNet": ("resnet18", 96, {}),
+    "ours": ("vit_scratch", (64, 96), {"dim": 48, "depth": 3, "heads": 3}),
+    "ViT": ("vit_tiny_patch16_224", 96, {"embed_dim": 48, "depth": 3, "num_heads": 3}),
+    "Swin": ("swin_tiny_patch4_window7_224", 112, {"embed_dim": 24, "depths": (2, 2), "num_heads": (2, 4)}),
+}
+THEIRS = {
+    "Grad-CAM": "GradCAM",
+    "Grad-CAM++": "GradCAMPlusPlus",
+    "HiResCAM": "HiResCAM",
+    "LayerCAM": "LayerCAM",
+    "EigenCAM": "EigenCAM",
+}
+
+
+@pytest.fixture(params=list(KINDS))
+def model(request) -> nn.Module:
+    """With weights that make one place differ from another."""
+    name, size, options = KINDS[request.param]
+    net = build(name, 4, weights=None, image_size=size, **options).eval()
+    generator = torch.Generator().manual_seed(0)
+    for parameter in net.parameters():
+        if parameter.ndim > 1:
+            nn.init.normal_(parameter, std=0.08, generator=generator)
+    return net
+
+
+def images_for(model: nn.Module, n: int = 3) -> torch.Tensor:
+    return torch.randn(n, 3, *model.preprocessing.image_size, generator=torch.Generator().manual_seed(1))
+
+
+def places(model: nn.Module):
+    """How pytorch-grad-cam is told of tokens."""
+    rows, columns = (side // 16 for side in model.preprocessing.image_size)
+    if "resnet" in model.architecture["name"]:
+        return None
+    if "swin" in model.architecture["name"]:
+        return lambda tokens: tokens.permute(0, 3, 1, 2)
+    return lambda tokens: tokens[:, 1:].transpose(1, 2).unflatten(2, (rows, columns))
+
+
+@pytest.mark.parametrize("name", CAMS)
+def test_the_maps_are_those_of_pytorch_grad_cam(name, model):
+    peer = pytest.importorskip("pytorch_grad_cam")
+    x = images_for(model)
+    maps = CAMS[name](model, x).numpy()
+    layer = model.get_submodule(default_layer(model))
+    with getattr(peer, THEIRS[name])(model=model, target_layers=[layer], reshape_transform=places(model)) as cam:
+        reference = cam(input_tensor=x.clone(), targets=None)
+        if name == "EigenCAM":  # whose sign is left to chance
+            flipped = cam.get_cam_image
+            cam.get_cam_image = lambda *args: -flipped(*args)
+            other = cam(input_tensor=x.clone(), targets=None)
+            nearer = np.abs(maps - other).mean((1, 2)) < np.abs(maps - reference).mean((1, 2))
+            reference = np.where(nearer[:, None, None], other, reference)
+    assert maps.shape == (3, *model.preprocessing.image_size)
+    for ours, theirs in zip(maps, reference, strict=True):
+        assert theirs.std() > 0.05
+        assert np.abs(ours - theirs).max() < 1e-3
+        assert spearmanr(ours.ravel(), theirs.ravel())[0] > 0.999
+
+
+@pytest.mark.parametrize("name", CAMS)
+def test_the_model_is_given_back_as_it_was(name, model):
+    adapt(model, "head")
+    model.train()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    flags = [module.training for module in model.modules()]
+    maps = CAMS[name](model, images_for(model), target=[0, 1, 2])
+    assert maps.min() == 0 and maps.max() == 1 and not maps.requires_grad
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    assert [module.training for module in model.modules()] == flags
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_a_frozen_or_adapted_model_has_maps_too(model):
+    x = images_for(model)
+    expected = gradcam(model, x)
+    model.requires_grad_(False)
+    torch.testing.assert_close(gradcam(model, x), expected)
+    if "resnet" not in model.architecture["name"]:
+        torch.testing.assert_close(gradcam(adapt(model, "lora"), x), expected)
+
+
+def test_each_image_has_the_class_that_was_asked_for(model):
+    x = images_for(model)
+    assert torch.equal(gradcam(model, x), gradcam(model, x, target=model(x).argmax(1)))
+    mixed = gradcam(model, x, target=[2, 0, 3])
+    for i, target in enumerate([2, 0, 3]):
+        torch.testing.assert_close(mixed[i], gradcam(model, x, target=target)[i], rtol=0, atol=1e-5)
+    assert torch.equal(eigencam(model, x, target=1), eigencam(model, x, target=2))
+
+
+@pytest.mark.parametrize("layer", ["blocks.2.norm2", "blocks.2", "norm"])
+@pytest.mark.parametrize("kind", ["ours", "ViT"])
+def test_a_layer_after_which_only_the_class_token_counts_is_refused(kind, layer):
+    name, size, options = KINDS[kind]
+    net = build(name, 4, weights=None, image_size=size, **options)
+    with pytest.raises(ExplanationError, match=r"has no gradient where .* blank\. Take blocks\.2\.norm1"):
+        gradcam(net, images_for(net), layer=layer)
+    assert not any(module._forward_hooks for module in net.modules())
+
+
+def test_what_cannot_be_is_said(model):
+    x = images_for(model)
+    for given, words in (
+        ({"target": 4}, "numbered from 0 to 3"),
+        ({"target": [0, 1]}, "one for each of 3 images"),
+        ({"target": 0.5}, "as numbers"),
+        ({"layer": "layr4"}, "has no layer 'layr4'"),
+    ):
+        with pytest.raises(ExplanationError, match=words):
+            gradcam(model, x, **given)
+    with pytest.raises(DataError, match="a floating batch"):
+        gradcam(model, x[0])

@@ -1,0 +1,234 @@
+"""Does a map show what the model uses? Scores that a map can fail, to be read beside those of maps that know nothing.
+
+Each takes a model, images (N, C, H, W) as `gradcam` does, and maps (N, H, W), of which more is more important, and
+gives one number an image, (N,). A score means something only beside that of `random_maps` and `centred_maps`.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torchvision.transforms.v2.functional import gaussian_blur
+
+from medvitlib.errors import ExplanationError
+from medvitlib.explain.borrowed import borrowed
+from medvitlib.explain.inputs import as_targets, checked
+
+Method = Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor]
+SHARES = tuple(np.linspace(0, 1, 11))
+
+
+def deletion(
+    model: nn.Module,
+    images: torch.Tensor,
+    maps: torch.Tensor,
+    target: int | Sequence[int] | None = None,
+    shares: Sequence[float] = SHARES,
+) -> torch.Tensor:
+    """Mean probability of the class while the most important places are blurred first (Petsiuk et al., BMVC 2018);
+    lower is better.
+
+    Blurred, not blackened: an edge of the filling would be evidence of its own.
+
+    Args:
+        shares: of the places that are gone, from 0 to 1; the area under the probabilities is taken over them.
+    """
+    return _area(model, images, maps, target, shares, start=images, end=blurred(images))
+
+
+def insertion(
+    model: nn.Module,
+    images: torch.Tensor,
+    maps: torch.Tensor,
+    target: int | Sequence[int] | None = None,
+    shares: Sequence[float] = SHARES,
+) -> torch.Tensor:
+    """Mean probability of the class while the most important places of a blurred image are made sharp first; higher is
+    better. Arguments as `deletion`."""
+    return _area(model, images, maps, target, shares, start=blurred(images), end=images)
+
+
+def road(
+    model: nn.Module,
+    images: torch.Tensor,
+    maps: torch.Tensor,
+    target: int | Sequence[int] | None = None,
+    shares: Sequence[float] = (0.1, 0.2, 0.3, 0.4, 0.5),
+    seed: int = 0,
+) -> torch.Tensor:
+    """How much more the class's probability falls where the most important places are removed than where the least
+    important ones are, mean over `shares` (Rong et al., ICML 2022); higher is better.
+
+    Removed: each pixel becomes the mean of its neighbours, those that are removed too included, and a little noise, so
+    that neither a shape nor a colour betrays the place.
+    """
+    images = checked(model, images)
+    generator = torch.Generator().manual_seed(seed)
+    with borrowed(model), torch.no_grad():
+        chosen = as_targets(target, model(images))
+        falls = []
+        for share in shares:
+            kept = []
+            for descending in (True, False):
+                gone = _first(maps, share, descending)
+                kept.append(_probability(model, _imputed(images, gone, generator), chosen))
+            falls.append(kept[1] - kept[0])
+    return torch.stack(falls).mean(0)
+
+
+def pointing(maps: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+    """1 where the map's highest place lies in the mask, else 0 (Zhang et al., IJCV 2018). Masks are bool (N, H, W)."""
+    highest = maps.flatten(1).argmax(1, keepdim=True)
+    return _masks(maps, masks).flatten(1).gather(1, highest)[:, 0].float()
+
+
+def overlap(maps: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+    """Share of the map that lies in the mask, 0 to 1; an empty map has none."""
+    inside = (maps * _masks(maps, masks)).sum((1, 2))
+    return inside / maps.sum((1, 2)).clamp_min(1e-12)
+
+
+def stability(
+    method: Method,
+    model: nn.Module,
+    images: torch.Tensor,
+    target: int | Sequence[int] | None = None,
+    noise: float = 0.05,
+    draws: int = 3,
+    seed: int = 0,
+) -> torch.Tensor:
+    """Rank correlation of the map with those of the image with a little noise, mean over draws; higher is better.
+
+    Args:
+        noise: standard deviation, in normalised units; the class stays that of the image without noise.
+    """
+    images = checked(model, images)
+    with borrowed(model), torch.no_grad():
+        chosen = as_targets(target, model(images))
+    generator = torch.Generator().manual_seed(seed)
+    before = method(model, images, chosen)
+    found = []
+    for _ in range(draws):
+        drawn = torch.randn(images.shape, generator=generator).to(images)
+        found.append(rank_correlation(before, method(model, images + noise * drawn, chosen)))
+    return torch.stack(found).mean(0)
+
+
+def randomisation(
+    method: Method,
+    model: nn.Module,
+    images: torch.Tensor,
+    target: int | Sequence[int] | None = None,
+    seed: int = 0,
+) -> torch.Tensor:
+    """Rank correlation of the map with that of the same model with its weights shuffled, each tensor within itself
+    (Adebayo et al., NeurIPS 2018); near 0 is good: a map that stays the same does not look at what was learned.
+
+    The model's weights are put back.
+    """
+    images = checked(model, images)
+    with borrowed(model), torch.no_grad():
+        chosen = as_targets(target, model(images))
+    before = method(model, images, chosen)
+    generator = torch.Generator().manual_seed(seed)
+    weights = [(parameter, parameter.detach().clone()) for parameter in model.parameters() if parameter.ndim > 1]
+    try:
+        with torch.no_grad():
+            for parameter, values in weights:
+                order = torch.randperm(values.numel(), generator=generator).to(values.device)
+                parameter.copy_(values.flatten()[order].view_as(values))
+        return rank_correlation(before, method(model, images, chosen))
+    finally:
+        with torch.no_grad():
+            for parameter, values in weights:
+                parameter.copy_(values)
+
+
+def random_maps(images: torch.Tensor, seed: int = 0, cell: int = 16) -> torch.Tensor:
+    """Maps that know nothing: smooth noise with spots of about `cell` pixels, (N, H, W), 0 to 1."""
+    n, _, height, width = images.shape
+    coarse = (n, 1, -(-height // cell) + 1, -(-width // cell) + 1)
+    drawn = torch.rand(coarse, generator=torch.Generator().manual_seed(seed)).to(images.device)
+    return F.interpolate(drawn, size=(height, width), mode="bilinear", align_corners=True)[:, 0]
+
+
+def centred_maps(images: torch.Tensor) -> torch.Tensor:
+    """Maps that know one thing, that what matters is in the middle: a Gaussian of a quarter of each side."""
+    n, _, height, width = images.shape
+    y, x = (torch.linspace(-1, 1, side, device=images.device) for side in (height, width))
+    return torch.exp(-2 * (y[:, None] ** 2 + x**2)).expand(n, -1, -1)
+
+
+def rank_correlation(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """Spearman's, of each pair of maps (N, H, W): (N,); 0 where one of the two is the same everywhere.
+
+    Ties, as a map with wide zero regions has them, share their mean rank.
+    """
+    from scipy.stats import rankdata
+
+    ranks = [torch.from_numpy(rankdata(m.flatten(1).cpu().numpy(), axis=1)) for m in (one, other)]
+    a, b = (r - r.mean(1, keepdim=True) for r in ranks)
+    size = (a.norm(dim=1) * b.norm(dim=1)).clamp_min(1e-12)
+    return ((a * b).sum(1) / size).float().to(one.device)
+
+
+def blurred(images: torch.Tensor) -> torch.Tensor:
+    """Images in which nothing of a tenth of their side or less can be told apart."""
+    side = min(images.shape[-2:])
+    return gaussian_blur(images, [2 * (side // 4) + 1] * 2, [side / 10] * 2)
+
+
+def _area(model, images, maps, target, shares, start, end) -> torch.Tensor:
+    """Under the class's probability while places of `start` become those of `end`, the most important first."""
+    images, start, end = (checked(model, given) for given in (images, start, end))
+    found = []
+    with borrowed(model), torch.no_grad():
+        chosen = as_targets(target, model(images))
+        for share in shares:
+            changed = _first(maps, share, descending=True)[:, None]
+            found.append(_probability(model, torch.where(changed, end, start), chosen))
+    widths = torch.as_tensor(shares, dtype=torch.float32, device=images.device)
+    return torch.trapezoid(torch.stack(found, 1), widths, dim=1) / (widths[-1] - widths[0])
+
+
+def _first(maps: torch.Tensor, share: float, descending: bool) -> torch.Tensor:
+    """Bool (N, H, W): this share of the places, the most or the least important ones.
+
+    Of equal ones some, scattered: the first ones would be the top of the image, which is a map of its own.
+    """
+    flat = maps.flatten(1)
+    scattered = torch.randperm(flat.shape[1], generator=torch.Generator().manual_seed(0)).to(flat.device)
+    order = scattered[flat[:, scattered].argsort(dim=1, descending=descending, stable=True)]
+    chosen = torch.zeros_like(flat, dtype=torch.bool)
+    return chosen.scatter(1, order[:, : round(share * flat.shape[1])], True).view_as(maps)
+
+
+def _probability(model: nn.Module, images: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+    return model(images).float().softmax(1).gather(1, chosen[:, None])[:, 0]
+
+
+def _imputed(images: torch.Tensor, gone: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Each pixel that is gone as the mean of its eight neighbours, direct ones twice as heavy: a linear system, solved
+    by relaxation from the mean of what is left."""
+    kernel = torch.tensor([[1.0, 2.0, 1.0], [2.0, 0.0, 2.0], [1.0, 2.0, 1.0]], device=images.device)
+    channels = images.shape[1]
+    weight = kernel.expand(channels, 1, 3, 3)
+    inside = F.conv2d(torch.ones_like(images), weight, padding=1, groups=channels)
+    holes = gone[:, None].expand_as(images)
+    left = (~holes).sum((2, 3), keepdim=True).clamp_min(1)
+    x = torch.where(holes, (images * ~holes).sum((2, 3), keepdim=True) / left, images)
+    for _ in range(100):
+        x = torch.where(holes, F.conv2d(x, weight, padding=1, groups=channels) / inside, x)
+    noise = 0.01 * torch.randn(images.shape, generator=generator).to(images)
+    return torch.where(holes, x + noise, images)
+
+
+def _masks(maps: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+    masks = torch.as_tensor(masks, device=maps.device)
+    if masks.shape != maps.shape or masks.dtype != torch.bool:
+        raise ExplanationError(
+            f"masks of {masks.dtype} and shape {tuple(masks.shape)}: bool {tuple(maps.shape)}, one for each map."
+        )
+    return masks

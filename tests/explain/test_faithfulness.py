@@ -1,0 +1,124 @@
+"""Scores that tell a right map from a wrong one, on a model of which it is known what it uses."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import spearmanr
+from torch import nn
+
+from medvitlib.errors import ExplanationError
+from medvitlib.explain import faithfulness
+from medvitlib.explain.compare import compare_explanations
+from medvitlib.explain.perturbation import integrated_gradients, occlusion
+
+SQUARE = (slice(8, 16), slice(20, 28))
+
+
+class Square(nn.Module):
+    """Sees a checkerboard's contrast in one square, and nothing else."""
+
+    def __init__(self):
+        super().__init__()
+        pattern = torch.zeros(1, 3, 32, 32)
+        pattern[..., 8:16, 20:28] = torch.tensor([[1.0, -1.0], [-1.0, 1.0]]).repeat(4, 4)
+        self.weight = nn.Parameter(pattern)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = (x * self.weight).sum((1, 2, 3)) / 10
+        return torch.stack([y, -y], 1)
+
+
+@pytest.fixture
+def images() -> torch.Tensor:
+    """Noise, and in the square a checkerboard that says class 0."""
+    x = 0.3 * torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    x[..., 8:16, 20:28] += torch.tensor([[1.0, -1.0], [-1.0, 1.0]]).repeat(4, 4)
+    return x
+
+
+@pytest.fixture
+def masks() -> torch.Tensor:
+    found = torch.zeros(4, 32, 32, dtype=torch.bool)
+    found[:, SQUARE[0], SQUARE[1]] = True
+    return found
+
+
+def test_the_right_map_beats_the_wrong_one_by_every_score(images, masks):
+    model, right = Square(), masks.float()
+    wrong = faithfulness.random_maps(images)
+    assert (faithfulness.deletion(model, images, right) < faithfulness.deletion(model, images, wrong)).all()
+    assert (faithfulness.insertion(model, images, right) > faithfulness.insertion(model, images, wrong)).all()
+    assert (faithfulness.road(model, images, right) > faithfulness.road(model, images, wrong)).all()
+    assert (faithfulness.pointing(right, masks) == 1).all()
+    assert (faithfulness.overlap(right, masks) == 1).all()
+    assert (faithfulness.overlap(wrong, masks) < 0.2).all()
+
+
+def test_areas_are_those_written_out(images, masks):
+    model = Square()
+    shares = (0.0, 0.0625, 1.0)  # the square is a sixteenth of the image
+    gone = images.clone()
+    gone[:, :, SQUARE[0], SQUARE[1]] = faithfulness.blurred(images)[:, :, SQUARE[0], SQUARE[1]]
+    curve = [model(x).softmax(1)[:, 0] for x in (images, gone, faithfulness.blurred(images))]
+    expected = (curve[0] + curve[1]) / 2 * 0.0625 + (curve[1] + curve[2]) / 2 * 0.9375
+    found = faithfulness.deletion(model, images, masks.float(), 0, shares)
+    torch.testing.assert_close(found, expected.detach(), rtol=1e-5, atol=1e-6)
+
+
+def test_what_is_removed_is_the_mean_of_its_neighbours(images, masks):
+    filled = faithfulness._imputed(images, masks, torch.Generator().manual_seed(0))
+    assert torch.equal(filled[~masks[:, None].expand_as(images)], images[~masks[:, None].expand_as(images)])
+    middle = filled[:, :, 12, 24]
+    around = [(y, x, 2 if 0 in (y, x) else 1) for y in (-1, 0, 1) for x in (-1, 0, 1) if (y, x) != (0, 0)]
+    mean = sum(w * filled[:, :, 12 + y, 24 + x] for y, x, w in around) / 12
+    assert (middle - mean).abs().max() < 0.08  # but for the noise
+    assert filled[:, :, SQUARE[0], SQUARE[1]].std() < 0.3 * images[:, :, SQUARE[0], SQUARE[1]].std()
+
+
+def test_rank_correlation_is_scipys():
+    one, other = torch.rand(3, 5, 6), torch.rand(3, 5, 6).round(decimals=1)
+    expected = [spearmanr(a.flatten(), b.flatten())[0] for a, b in zip(one, other, strict=True)]
+    assert faithfulness.rank_correlation(one, other).numpy() == pytest.approx(expected, abs=1e-6)
+    assert (faithfulness.rank_correlation(one, torch.zeros(3, 5, 6)) == 0).all()
+
+
+def test_shuffled_weights_are_put_back_and_tell_a_map_of_the_image_from_one_of_the_model(images):
+    model = Square()
+    before = model.weight.detach().clone()
+    of_model = faithfulness.randomisation(integrated_gradients, model, images)
+    of_image = faithfulness.randomisation(lambda m, x, t: x.abs().sum(1), model, images)
+    assert torch.equal(model.weight, before)
+    assert (of_image > 0.999).all() and (of_model.abs() < 0.3).all()
+
+
+def test_a_map_that_follows_noise_is_unstable(images):
+    model = Square()
+    steady = faithfulness.stability(integrated_gradients, model, images)
+    nervous = faithfulness.stability(lambda m, x, t: (1000 * x).sum(1).sin(), model, images)
+    assert (steady > 0.5).all() and (nervous.abs() < 0.2).all()
+
+
+def test_the_table_has_every_method_beside_its_controls_and_says_who_beats_them(images, masks):
+    methods = {"occlusion": lambda m, x, t: occlusion(m, x, t, window=4), "corner": corner}
+    found = compare_explanations(Square(), images, methods, masks=masks)
+    table = found.table()
+    assert list(table.index) == ["occlusion", "corner", "random", "centred"]
+    assert table.loc["random", "stability"] == "" != table.loc["occlusion", "stability"]
+    assert found.beats("occlusion", "deletion") and found.beats("occlusion", "overlap")
+    assert not found.beats("corner", "deletion")
+    said = found.sentences()
+    assert said[0].startswith("occlusion beats a random and a centred map at")
+    assert said[1].startswith("corner beats a random and a centred map at nothing")
+    assert any(line.startswith("corner hardly changes") for line in said)
+    value = found.estimate("occlusion", "overlap")
+    assert value.value == pytest.approx(np.mean(found.scores["occlusion"]["overlap"]))
+    with pytest.raises(ExplanationError, match="are the controls' names"):
+        compare_explanations(Square(), images, {"random": corner})
+    with pytest.raises(ExplanationError, match="bool"):
+        compare_explanations(Square(), images, methods, masks=masks.float())
+
+
+def corner(model: nn.Module, images: torch.Tensor, target) -> torch.Tensor:
+    maps = torch.zeros(len(images), *images.shape[-2:])
+    maps[:, :6, :6] = torch.arange(36.0).view(6, 6)
+    return maps

@@ -1,6 +1,6 @@
-"""Figures of attention: every layer and head over the image, or one map alone."""
+"""Figures of explanations: attention layer by head over the image, one map alone, or several methods side by side."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -92,6 +92,52 @@ def show_map(
     over.set_title(title, fontsize=10, color=INK, parse_math=False)
     bar = figure.colorbar(ScalarMappable(Normalize(0, float(heat.max())), HEAT), ax=over, fraction=0.05)
     _label(bar, label)
+    return figure
+
+
+def show_maps(
+    images: Sequence[np.ndarray],
+    maps: Mapping[str, torch.Tensor],
+    titles: Sequence[str] = (),
+    *,
+    masks: Sequence[np.ndarray] = (),
+    raw: bool = False,
+) -> Figure:
+    """A row an image: the picture, then one map after the other over it.
+
+    Args:
+        images: N of (H, W, C) uint8, before they were normalised.
+        maps: name -> (N, H, W), 0 to 1.
+        titles: N, what is beside each row, such as what the cell is and what it was called.
+        masks: N of bool (H, W), known evidence, to be outlined.
+        raw: show each map alone, too, before it is laid over.
+
+    Raises:
+        ExplanationError: as many maps, titles or masks as there are not images.
+    """
+    counts = {**{name: len(found) for name, found in maps.items()}, "titles": len(titles), "masks": len(masks)}
+    for name, count in counts.items():
+        if count != len(images) and (count or name in maps):
+            raise ExplanationError(f"{name} has {count}, there are {len(images)} images: expected one for each.")
+    columns = [(name, alone) for name in maps for alone in ((True, False) if raw else (False,))]
+    figure = Figure(figsize=(1.6 * (1 + len(columns)) + 0.6, 1.62 * len(images) + 0.4), layout="constrained")
+    axes = figure.subplots(len(images), 1 + len(columns), squeeze=False)
+    for row, image in enumerate(images):
+        for axis in axes[row]:
+            bare(axis)
+        draw_image(axes[row, 0], image)
+        for axis, (name, alone) in zip(axes[row, 1:], columns, strict=True):
+            heat = maps[name][row].detach().cpu()
+            if alone:
+                axis.imshow(heat.numpy(), cmap="plasma", vmin=0, vmax=1)
+            else:
+                _overlay(axis, image, heat, 0.0, 1.0)
+            if row == 0:
+                axis.set_title(f"{name}, alone" if alone else name, fontsize=9, color=INK)
+        if len(masks) and np.any(masks[row]):
+            axes[row, 0].contour(masks[row], levels=[0.5], colors=[OUTLINE], linewidths=1.2)
+        if len(titles):
+            axes[row, 0].set_ylabel(titles[row], fontsize=8, color=INK)
     return figure
 
 

@@ -1,9 +1,9 @@
 """Where a model looks, and what follows from it; every call leaves the model as it was found.
 
 `attention_maps` reads the attention of a model, with views for a token; `rollout` follows it through the layers. The
-others have one call shape, `maps = method(model, images, target=None)`, and give (N, H, W) from 0 to 1: `gradcam` and its
-relatives (`CAMS`), `relevance`, `attention_rollout`, `occlusion`, `integrated_gradients`. `compare_explanations` scores
-them beside maps that know nothing; the figures are in `medvitlib.explain.pictures`.
+others have one call shape, `maps = method(model, images, target=None)`, and give (N, H, W) from 0 to 1: `gradcam` and
+its relatives (`CAMS`), `relevance`, `attention_rollout`, `occlusion`, `integrated_gradients`. `compare_explanations`
+scores them beside maps that know nothing; the figures are in `medvitlib.explain.pictures`.
 """
 
 from medvitlib.explain.attention import attention_maps

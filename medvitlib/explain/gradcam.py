@@ -117,18 +117,22 @@ def _cam(
     module = _module(model, name, usual)
     seen: list[torch.Tensor] = []
 
-    def keep(_: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
-        seen.append(output)
+    def begin_here(_: nn.Module, inputs: tuple, output: torch.Tensor) -> torch.Tensor | None:
+        """What follows depends on this alone, so that nothing below it is differentiated, nor kept for that."""
+        if not isinstance(output, torch.Tensor):
+            return None
+        seen.append(output.detach().requires_grad_(needs_gradient))
+        return seen[-1].clone()  # what follows may change it in place
 
-    with borrowed(model) as handles, torch.enable_grad():
-        handles.append(module.register_forward_hook(keep))
-        # of a frozen model nothing requires a gradient, unless the images do
-        logits = model(images.detach().requires_grad_(True))
-        if not seen or not isinstance(seen[-1], torch.Tensor):
+    with borrowed(model, frozen=True) as handles, torch.set_grad_enabled(needs_gradient):
+        handles.append(module.register_forward_hook(begin_here))
+        logits = model(images.detach())
+        if not seen:
             raise ExplanationError(f"{name} gave no tensor when the model ran: take another layer, such as {usual}.")
-        chosen = as_targets(target, logits)
-        score = logits.gather(1, chosen[:, None]).sum()
-        gradient = torch.autograd.grad(score, seen[-1], allow_unused=True)[0]
+        chosen, gradient = as_targets(target, logits), None
+        if needs_gradient and logits.requires_grad:
+            score = logits.gather(1, chosen[:, None]).sum()
+            gradient = torch.autograd.grad(score, seen[-1], allow_unused=True)[0]
     shape = tuple(images.shape[-2:])
     activation = on_grid(model, name, seen[-1].detach().float(), shape)
     if needs_gradient:

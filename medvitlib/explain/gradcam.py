@@ -129,6 +129,11 @@ def _cam(
         logits = model(images.detach())
         if not seen:
             raise ExplanationError(f"{name} gave no tensor when the model ran: take another layer, such as {usual}.")
+        if len(seen[-1]) != len(images):
+            raise ExplanationError(
+                f"{name} gives {tuple(seen[-1].shape)} for {len(images)} image(s): windows, or something else than "
+                f"places of an image. Take {usual}."
+            )
         chosen, gradient = as_targets(target, logits), None
         if needs_gradient and logits.requires_grad:
             score = logits.gather(1, chosen[:, None]).sum()

@@ -2,13 +2,14 @@
 
 import numpy as np
 import pytest
+import timm
 import torch
 from scipy.stats import spearmanr
 from torch import nn
 
 from medvitlib.errors import DataError, ExplanationError
 from medvitlib.explain.gradcam import CAMS, eigencam, gradcam
-from medvitlib.explain.layers import default_layer
+from medvitlib.explain.layers import default_layer, on_grid
 from medvitlib.models.adapt import adapt
 from medvitlib.models.zoo import build
 
@@ -114,6 +115,53 @@ def test_a_layer_after_which_only_the_class_token_counts_is_refused(kind, layer)
     with pytest.raises(ExplanationError, match=r"has no gradient where .* blank\. Take blocks\.2\.norm1"):
         gradcam(net, images_for(net), layer=layer)
     assert not any(module._forward_hooks for module in net.modules())
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "size"),
+    [
+        ("deit_tiny_distilled_patch16_224", {}, (64, 96)),  # two prefix tokens
+        ("vit_small_patch14_reg4_dinov2", {"patch_size": 16}, (64, 96)),  # five
+        ("vit_tiny_patch16_224", {"class_token": False, "global_pool": "avg"}, (64, 96)),  # none
+    ],
+)
+def test_prefix_tokens_are_left_out_however_many(name, options, size):
+    """What is planted in one patch is found there, on a grid that is not square."""
+    net = timm.create_model(name, img_size=size, embed_dim=48, depth=2, num_heads=3, num_classes=3, **options).eval()
+    maps = gradcam(net, torch.randn(2, 3, *size), target=0)
+    assert maps.shape == (2, *size) and (maps.amax((1, 2)) == 1).all()
+    activation = on_grid(net, "x", torch.arange(24.0 + net.num_prefix_tokens)[None, :, None], size)
+    assert activation[0, 0].tolist() == (torch.arange(24.0).view(4, 6) + net.num_prefix_tokens).tolist()
+
+
+@pytest.mark.parametrize("layer", ["norm1", "norm2", "mlp", ""])
+def test_swins_two_layouts_are_one_map(layer):
+    """Rows and columns, or tokens: the same places."""
+    name, size, options = KINDS["Swin"]
+    net = build(name, 4, weights=None, image_size=size, **options).eval()
+    block = default_layer(net).removesuffix(".norm1")
+    maps = gradcam(net, images_for(net), layer=f"{block}.{layer}".rstrip("."))
+    assert maps.shape == (3, 112, 112) and maps.std() > 0.05
+
+
+def test_swins_windows_are_no_places():
+    name, _, options = KINDS["Swin"]
+    net = build(name, 4, weights=None, image_size=224, **options).eval()
+    with pytest.raises(ExplanationError, match=r"windows, or something else .* Take layers\.1\.blocks\.1\.norm1"):
+        gradcam(net, images_for(net), layer="layers.1.blocks.1.attn")
+
+
+def test_a_thousand_calls_keep_nothing():
+    import gc
+
+    net, x = build("vit_tiny_test", 3, weights=None), torch.randn(1, 3, 32, 32)
+    counts = []
+    for call in range(1001):
+        gradcam(net, x)
+        if call in (0, 1000):
+            gc.collect()
+            counts.append(sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects()))
+    assert counts[0] == counts[1]
 
 
 def test_what_cannot_be_is_said(model):

@@ -137,6 +137,13 @@ _STEPS = {
         Erase(0.25, (0.02, 0.1), (0.5, 2.0)),
     ],
     "cells": lambda size: [Dihedral(), StainJitter(0.15, 0.015)],
+    # what is published with most ResNets on white cells: flips, a turn, colour
+    "flip_turn_jitter": lambda size: [
+        v2.RandomHorizontalFlip(0.5),
+        v2.RandomVerticalFlip(0.5),
+        Rotate(20),
+        v2.ColorJitter(0.2, 0.2, 0.2),
+    ],
     # nobody is X-rayed upside down; no erasing: an opacity may be small
     "xray": lambda size: [_crop(size, 0.85), v2.RandomHorizontalFlip(0.5), Rotate(7), v2.ColorJitter(0.2, 0.2)],
     # torchvision's defaults; left out is what turns bright to dark, and what blows up the noise of empty background

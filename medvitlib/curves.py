@@ -9,7 +9,7 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import MaxNLocator
 
 from medvitlib.errors import EvaluationError
-from medvitlib.evaluation import paired
+from medvitlib.evaluation import Estimate, paired
 from medvitlib.plotstyle import BLUE, GREEN, GREY, VERMILION, canvas, clean, headline, key, line_style
 from medvitlib.training.config import METRICS
 
@@ -102,6 +102,32 @@ def plot_histories(
         clean(ax)
     axes[-1].plot([], [], "o", mfc="none", mec="black", ms=7, ls="", label="epoch kept")
     key(figure, axes[-1])
+    return figure
+
+
+def plot_cuts(
+    accuracies: Mapping[str, np.ndarray], chosen: Mapping[str, Estimate], on: Figure | SubFigure | None = None
+) -> Figure | SubFigure:
+    """What a reported accuracy owes to the way the test set was cut: one row a way, a dot each cut, and one of them.
+
+    Args:
+        accuracies: name of the way -> one figure a cut (`medvitlib.evaluation.choosing.accuracy_over_cuts`).
+        chosen: the same names -> the cut that was reported, drawn as a diamond with its interval.
+    """
+    if set(chosen) - set(accuracies):
+        raise EvaluationError(f"chosen {sorted(chosen)}: expected names among {sorted(accuracies)}.")
+    figure = canvas(on, (7.0, 0.9 + 0.8 * len(accuracies)))
+    ax = figure.subplots()
+    rng = np.random.default_rng(0)
+    for y, (name, values) in enumerate(accuracies.items()):
+        ax.plot(values, y + rng.uniform(-0.22, 0.22, len(values)), ".", color=BLUE, ms=4, alpha=0.45)
+        if name in chosen:
+            one = chosen[name]
+            ax.plot([one.low, one.high], [y + 0.36] * 2, color=VERMILION, lw=2)
+            ax.plot(one.value, y + 0.36, "D", color=VERMILION, ms=5)
+    ax.set_yticks(range(len(accuracies)), list(accuracies))
+    ax.set(ylim=(len(accuracies) - 0.3, -0.6), xlabel="accuracy reported (diamond: one cut, with its interval)")
+    clean(ax)
     return figure
 
 

@@ -7,8 +7,9 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from medvitlib.curves import plot_histories, plot_history
+from medvitlib.curves import plot_cuts, plot_histories, plot_history
 from medvitlib.errors import EvaluationError
+from medvitlib.evaluation import Estimate
 
 
 def history(epochs: int = 8, head: int = 0, seed: int = 0) -> pd.DataFrame:
@@ -123,3 +124,13 @@ def test_what_cannot_be_drawn_is_said():
         plot_history(history(0))
     with pytest.raises(EvaluationError, match="one run and one column"):
         plot_histories({})
+
+
+def test_every_cut_is_a_dot_and_the_reported_one_has_its_interval():
+    values = {"by file": np.array([0.8, 0.81, 0.79]), "by photograph": np.array([0.6, 0.9])}
+    figure = plot_cuts(values, {"by photograph": Estimate(0.9, 0.7, 1.0, "", 10, 3)})
+    dots, more, interval, diamond = figure.axes[0].lines
+    assert dots.get_xdata().tolist() == [0.8, 0.81, 0.79] and more.get_xdata().tolist() == [0.6, 0.9]
+    assert interval.get_xdata().tolist() == [0.7, 1.0] and diamond.get_xdata() == [0.9]
+    with pytest.raises(EvaluationError, match="expected names among"):
+        plot_cuts(values, {"by fole": Estimate(0.9, 0.7, 1.0, "", 10, 3)})

@@ -13,6 +13,7 @@ from medvitlib.evaluation.intervals import Estimate, bootstrap, percentiles
 from medvitlib.explain import faithfulness
 from medvitlib.explain.faithfulness import Method
 from medvitlib.explain.gradcam import CAMS
+from medvitlib.explain.inputs import checked, targets
 from medvitlib.progress import track
 
 if TYPE_CHECKING:
@@ -112,25 +113,28 @@ def compare_explanations(
     methods = dict(CAMS if methods is None else methods)
     if taken := set(methods) & set(CONTROLS):
         raise ExplanationError(f"{sorted(taken)} are the controls' names: call the method otherwise.")
+    images = checked(model, images)
     maps = {
         "random": faithfulness.random_maps(images, seed),
         "centred": faithfulness.centred_maps(images),
     }
+    target = targets(model, images, target)  # of the images as they are, whatever is done to them
+    blurring = faithfulness.Blurring(model, images, target)
     scores: dict[str, dict[str, np.ndarray]] = {}
     for name in track([*methods, *CONTROLS], "Scoring maps", unit="method"):
         method = methods.get(name)
         shown = maps[name] if method is None else method(model, images, target)
         shown = shown.to(images.device)
         found = {
-            "deletion": faithfulness.deletion(model, images, shown, target),
-            "insertion": faithfulness.insertion(model, images, shown, target),
+            "deletion": blurring.deletion(shown),
+            "insertion": blurring.insertion(shown),
             "road": faithfulness.road(model, images, shown, target, seed=seed),
         }
         if masks is not None:
             found |= {"pointing": faithfulness.pointing(shown, masks), "overlap": faithfulness.overlap(shown, masks)}
         if method is not None:
-            found["stability"] = faithfulness.stability(method, model, images, target, seed=seed)
-            found["randomisation"] = faithfulness.randomisation(method, model, images, target, seed=seed)
+            found["stability"] = faithfulness.stability(method, model, images, target, seed=seed, maps=shown)
+            found["randomisation"] = faithfulness.randomisation(method, model, images, target, seed=seed, maps=shown)
         scores[name] = {score: values.double().cpu().numpy() for score, values in found.items()}
     return ExplanationScores(scores, groups)
 

@@ -6,7 +6,6 @@ gives one number an image, (N,). A score means something only beside that of `ra
 
 from collections.abc import Callable, Sequence
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -14,10 +13,11 @@ from torchvision.transforms.v2.functional import gaussian_blur
 
 from medvitlib.errors import ExplanationError
 from medvitlib.explain.borrowed import borrowed
-from medvitlib.explain.inputs import as_targets, checked
+from medvitlib.explain.inputs import checked, targets
 
 Method = Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor]
-SHARES = tuple(np.linspace(0, 1, 11))
+SHARES = (0.0, 0.05, 0.1, 0.2, 0.35, 0.6, 1.0)
+"""Close together at first, where a map that is right makes the difference."""
 
 
 def deletion(
@@ -35,7 +35,7 @@ def deletion(
     Args:
         shares: of the places that are gone, from 0 to 1; the area under the probabilities is taken over them.
     """
-    return _area(model, images, maps, target, shares, start=images, end=blurred(images))
+    return Blurring(model, images, target).deletion(maps, shares)
 
 
 def insertion(
@@ -47,7 +47,7 @@ def insertion(
 ) -> torch.Tensor:
     """Mean probability of the class while the most important places of a blurred image are made sharp first; higher is
     better. Arguments as `deletion`."""
-    return _area(model, images, maps, target, shares, start=blurred(images), end=images)
+    return Blurring(model, images, target).insertion(maps, shares)
 
 
 def road(
@@ -55,7 +55,7 @@ def road(
     images: torch.Tensor,
     maps: torch.Tensor,
     target: int | Sequence[int] | None = None,
-    shares: Sequence[float] = (0.1, 0.2, 0.3, 0.4, 0.5),
+    shares: Sequence[float] = (0.1, 0.3, 0.5),
     seed: int = 0,
 ) -> torch.Tensor:
     """How much more the class's probability falls where the most important places are removed than where the least
@@ -66,9 +66,9 @@ def road(
     """
     images = checked(model, images)
     generator = torch.Generator().manual_seed(seed)
-    with borrowed(model), torch.no_grad():
-        chosen = as_targets(target, model(images))
-        falls = []
+    chosen = targets(model, images, target)
+    falls = []
+    with borrowed(model, frozen=True), torch.no_grad():
         for share in shares:
             kept = []
             for descending in (True, False):
@@ -96,19 +96,20 @@ def stability(
     images: torch.Tensor,
     target: int | Sequence[int] | None = None,
     noise: float = 0.05,
-    draws: int = 3,
+    draws: int = 2,
     seed: int = 0,
+    maps: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Rank correlation of the map with those of the image with a little noise, mean over draws; higher is better.
 
     Args:
         noise: standard deviation, in normalised units; the class stays that of the image without noise.
+        maps: what the method gives for the images as they are, if that is known.
     """
     images = checked(model, images)
-    with borrowed(model), torch.no_grad():
-        chosen = as_targets(target, model(images))
+    chosen = targets(model, images, target)
     generator = torch.Generator().manual_seed(seed)
-    before = method(model, images, chosen)
+    before = method(model, images, chosen) if maps is None else maps
     found = []
     for _ in range(draws):
         drawn = torch.randn(images.shape, generator=generator).to(images)
@@ -122,16 +123,16 @@ def randomisation(
     images: torch.Tensor,
     target: int | Sequence[int] | None = None,
     seed: int = 0,
+    maps: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Rank correlation of the map with that of the same model with its weights shuffled, each tensor within itself
     (Adebayo et al., NeurIPS 2018); near 0 is good: a map that stays the same does not look at what was learned.
 
-    The model's weights are put back.
+    The model's weights are put back. Arguments as `stability`.
     """
     images = checked(model, images)
-    with borrowed(model), torch.no_grad():
-        chosen = as_targets(target, model(images))
-    before = method(model, images, chosen)
+    chosen = targets(model, images, target)
+    before = method(model, images, chosen) if maps is None else maps
     generator = torch.Generator().manual_seed(seed)
     weights = [(parameter, parameter.detach().clone()) for parameter in model.parameters() if parameter.ndim > 1]
     try:
@@ -180,17 +181,35 @@ def blurred(images: torch.Tensor) -> torch.Tensor:
     return gaussian_blur(images, [2 * (side // 4) + 1] * 2, [side / 10] * 2)
 
 
-def _area(model, images, maps, target, shares, start, end) -> torch.Tensor:
-    """Under the class's probability while places of `start` become those of `end`, the most important first."""
-    images, start, end = (checked(model, given) for given in (images, start, end))
-    found = []
-    with borrowed(model), torch.no_grad():
-        chosen = as_targets(target, model(images))
-        for share in shares:
-            changed = _first(maps, share, descending=True)[:, None]
-            found.append(_probability(model, torch.where(changed, end, start), chosen))
-    widths = torch.as_tensor(shares, dtype=torch.float32, device=images.device)
-    return torch.trapezoid(torch.stack(found, 1), widths, dim=1) / (widths[-1] - widths[0])
+class Blurring:
+    """Images, their blurred versions and what the model says of both: what deletion and insertion of all maps share."""
+
+    def __init__(self, model: nn.Module, images: torch.Tensor, target: int | Sequence[int] | None = None):
+        self.model, self.sharp = model, checked(model, images)
+        self.dull, self.chosen = blurred(self.sharp), targets(model, self.sharp, target)
+        with borrowed(model, frozen=True), torch.no_grad():
+            self.ends = [_probability(model, end, self.chosen) for end in (self.sharp, self.dull)]
+
+    def deletion(self, maps: torch.Tensor, shares: Sequence[float] = SHARES) -> torch.Tensor:
+        """As `deletion`."""
+        return self._area(maps, shares, self.sharp, self.dull, *self.ends)
+
+    def insertion(self, maps: torch.Tensor, shares: Sequence[float] = SHARES) -> torch.Tensor:
+        """As `insertion`."""
+        return self._area(maps, shares, self.dull, self.sharp, *self.ends[::-1])
+
+    def _area(self, maps, shares, start, end, at_start, at_end) -> torch.Tensor:
+        """Under the probability while places of `start` become those of `end`, the most important first."""
+        found = []
+        with borrowed(self.model, frozen=True), torch.no_grad():
+            for share in shares:
+                if share in (0, 1):
+                    found.append(at_end if share else at_start)
+                    continue
+                changed = torch.where(_first(maps, share, descending=True)[:, None], end, start)
+                found.append(_probability(self.model, changed, self.chosen))
+        widths = torch.as_tensor(shares, dtype=torch.float32, device=start.device)
+        return torch.trapezoid(torch.stack(found, 1), widths, dim=1) / (widths[-1] - widths[0])
 
 
 def _first(maps: torch.Tensor, share: float, descending: bool) -> torch.Tensor:
@@ -210,19 +229,29 @@ def _probability(model: nn.Module, images: torch.Tensor, chosen: torch.Tensor) -
 
 
 def _imputed(images: torch.Tensor, gone: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Each pixel that is gone as the mean of its eight neighbours, direct ones twice as heavy: a linear system, solved
-    by relaxation from the mean of what is left."""
-    kernel = torch.tensor([[1.0, 2.0, 1.0], [2.0, 0.0, 2.0], [1.0, 2.0, 1.0]], device=images.device)
-    channels = images.shape[1]
-    weight = kernel.expand(channels, 1, 3, 3)
-    inside = F.conv2d(torch.ones_like(images), weight, padding=1, groups=channels)
-    holes = gone[:, None].expand_as(images)
-    left = (~holes).sum((2, 3), keepdim=True).clamp_min(1)
-    x = torch.where(holes, (images * ~holes).sum((2, 3), keepdim=True) / left, images)
-    for _ in range(100):
-        x = torch.where(holes, F.conv2d(x, weight, padding=1, groups=channels) / inside, x)
+    """Each pixel that is gone as the mean of its eight neighbours, direct ones twice as heavy, and a little noise."""
     noise = 0.01 * torch.randn(images.shape, generator=generator).to(images)
-    return torch.where(holes, x + noise, images)
+    return torch.where(gone[:, None], _relaxed(images, gone[:, None].expand_as(images)) + noise, images)
+
+
+def _relaxed(images: torch.Tensor, holes: torch.Tensor, steps: int = 20) -> torch.Tensor:
+    """That linear system, solved nearly: from the solution at half the size, which is where large holes are filled."""
+    left = (~holes).to(images)
+    if min(images.shape[-2:]) < 4 or not holes.any():
+        share = left.sum((2, 3), keepdim=True).clamp_min(1)
+        start = ((images * left).sum((2, 3), keepdim=True) / share).expand_as(images)
+    else:
+        known = F.avg_pool2d(left, 2, ceil_mode=True)
+        half = F.avg_pool2d(images * left, 2, ceil_mode=True) / known.clamp_min(1e-6)
+        start = F.interpolate(_relaxed(half, known == 0, steps), size=images.shape[-2:], mode="bilinear")
+    channels = images.shape[1]
+    kernel = torch.tensor([[1.0, 2.0, 1.0], [2.0, 0.0, 2.0], [1.0, 2.0, 1.0]], device=images.device)
+    kernel = kernel.to(images.dtype).expand(channels, 1, 3, 3)
+    inside = F.conv2d(torch.ones_like(images[:1]), kernel, padding=1, groups=channels)
+    x = torch.where(holes, start, images)
+    for _ in range(steps):
+        x = torch.where(holes, F.conv2d(x, kernel, padding=1, groups=channels) / inside, x)
+    return x
 
 
 def _masks(maps: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:

@@ -6,22 +6,48 @@ import torch
 from torch import nn
 
 from medvitlib.errors import DataError, ExplanationError
+from medvitlib.explain.borrowed import borrowed
+
+LARGEST = 20.0
+"""What no normalised image reaches, and one from 0 to 255 does, if anything is in it."""
 
 
 def checked(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """The images where the model is, and of its kind of number.
+    """The images where the model is.
 
     Raises:
-        DataError: images that are no normalised batch.
+        DataError: images that are no normalised batch of this model's kind, or half precision, in which gradients
+            of single places vanish.
     """
+    advice = "Give medvitlib.data.normalise(batch, model.preprocessing)."
     if not isinstance(images, torch.Tensor) or images.ndim != 4 or not images.is_floating_point() or not len(images):
         given = f"{images.dtype} and shape {tuple(images.shape)}" if isinstance(images, torch.Tensor) else type(images)
-        raise DataError(
-            f"images of {given}: a floating batch (N, C, height, width) is expected. Give "
-            "medvitlib.data.normalise(batch, model.preprocessing)."
-        )
+        raise DataError(f"images of {given}: a floating batch (N, C, height, width) is expected. {advice}")
     parameter = next(model.parameters(), images)
+    for what, dtype, cure in (
+        ("images", images.dtype, "images.float()"),
+        ("a model", parameter.dtype, "model.float()"),
+    ):
+        if dtype in (torch.float16, torch.bfloat16):
+            raise DataError(f"{what} of {dtype}: explanations are computed in float32. Give {cure}.")
+    expected = getattr(model, "preprocessing", None)
+    if expected is not None and images.shape[1] != expected.channels:
+        raise DataError(f"images with {images.shape[1]} channel(s) for a model of {expected.channels}. {advice}")
+    fixed = getattr(getattr(model, "patch_embed", None), "strict_img_size", False)  # timm's
+    if expected is not None and fixed and tuple(images.shape[-2:]) != tuple(expected.image_size):
+        given, wanted = (" x ".join(map(str, size)) for size in (images.shape[-2:], expected.image_size))
+        raise DataError(f"images of {given} px (height x width) for a model of {wanted} px. {advice}")
+    largest = images.detach().abs().amax().item()
+    if not largest <= LARGEST:
+        raise DataError(f"images with values up to {largest:g}: normalised ones stay within about 5. {advice}")
     return images.to(device=parameter.device, dtype=parameter.dtype)
+
+
+def targets(model: nn.Module, images: torch.Tensor, target: int | Sequence[int] | None) -> torch.Tensor:
+    """`as_targets` where the logits are not needed: all images pass only where their class is to be predicted."""
+    with borrowed(model, frozen=True), torch.no_grad():
+        logits = model(images if target is None else images[:1])
+    return as_targets(target, logits.expand(len(images), -1))
 
 
 def as_targets(target: int | Sequence[int] | None, logits: torch.Tensor) -> torch.Tensor:

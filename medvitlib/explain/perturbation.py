@@ -41,7 +41,7 @@ def occlusion(
         raise ExplanationError(f"window={window}, stride={stride}: expected 1 to {min(height, width)}, and 1 or more.")
     corners = [(y, x) for y in _starts(height, window, stride) for x in _starts(width, window, stride)]
     falls, covers = (torch.zeros(len(images), height, width, device=images.device) for _ in range(2))
-    with borrowed(model), torch.inference_mode():
+    with borrowed(model, frozen=True), torch.inference_mode():
         logits = model(images)
         chosen = as_targets(target, logits)
         whole = logits.gather(1, chosen[:, None])[:, 0].float()  # (N,)
@@ -102,7 +102,7 @@ def attributions(
     start = torch.as_tensor(baseline, device=images.device, dtype=images.dtype).expand_as(images)
     places, weights = np.polynomial.legendre.leggauss(steps)  # on -1 to 1
     total = torch.zeros_like(images, dtype=torch.float32)
-    with borrowed(model), torch.enable_grad():
+    with borrowed(model, frozen=True), torch.enable_grad():
         with torch.no_grad():
             chosen = as_targets(target, model(images))
         for place, weight in zip((places + 1) / 2, weights / 2, strict=True):

@@ -40,12 +40,18 @@ class ExplanationScores:
     confidence: float = 0.95
 
     def estimate(self, method: str, score: str, against: str | None = None) -> Estimate:
-        """The mean of a score over images, or of its difference to a control's, patients drawn with replacement."""
+        """The mean of a score over images, or of its difference to a control's, patients drawn with replacement.
+
+        Images of which a score says nothing (no evidence to point at) are left out.
+        """
         values = self.scores[method][score]
         if against is not None:
             values = values - self.scores[against][score]
-        n = len(values)
-        codes = np.arange(n) if self.groups is None else np.unique(self.groups, return_inverse=True)[1]
+        told = ~np.isnan(values)
+        values, n = values[told], int(told.sum())
+        if not n:
+            return Estimate(np.nan, np.nan, np.nan, "bootstrap", 0, None, "no image has evidence to point at")
+        codes = np.arange(n) if self.groups is None else np.unique(self.groups[told], return_inverse=True)[1]
         drawn = bootstrap(lambda weights: {"mean": weights @ values / weights.sum(1)}, codes, 2000, 0)["mean"]
         low, high, _ = percentiles(drawn, self.confidence)
         patients = None if self.groups is None else int(codes.max()) + 1

@@ -79,15 +79,24 @@ def road(
 
 
 def pointing(maps: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-    """1 where the map's highest place lies in the mask, else 0 (Zhang et al., IJCV 2018). Masks are bool (N, H, W)."""
-    highest = maps.flatten(1).argmax(1, keepdim=True)
-    return _masks(maps, masks).flatten(1).gather(1, highest)[:, 0].float()
+    """1 where the map's highest place lies in the mask, else 0 (Zhang et al., IJCV 2018); nan where the mask is empty.
+
+    An empty map points nowhere, which is 0.
+
+    Args:
+        masks: bool (N, H, W).
+    """
+    masks = _masks(maps, masks).flatten(1)
+    highest, where = maps.flatten(1).max(1, keepdim=True)
+    hit = masks.gather(1, where) & (highest > 0)
+    return torch.where(masks.any(1), hit[:, 0].float(), torch.nan)
 
 
 def overlap(maps: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-    """Share of the map that lies in the mask, 0 to 1; an empty map has none."""
-    inside = (maps * _masks(maps, masks)).sum((1, 2))
-    return inside / maps.sum((1, 2)).clamp_min(1e-12)
+    """Share of the map that lies in the mask, 0 to 1; an empty map has none, an empty mask gives nan."""
+    masks = _masks(maps, masks)
+    inside = (maps * masks).sum((1, 2)) / maps.sum((1, 2)).clamp_min(1e-12)
+    return torch.where(masks.any((1, 2)), inside, torch.nan)
 
 
 def stability(

@@ -54,6 +54,18 @@ def test_the_right_map_beats_the_wrong_one_by_every_score(images, masks):
     assert (faithfulness.overlap(wrong, masks) < 0.2).all()
 
 
+def test_images_without_evidence_are_not_pointed_at(images, masks):
+    masks[1:] = False
+    found = compare_explanations(Square(), images, {"occlusion": squares}, masks=masks)
+    assert np.isnan(found.scores["occlusion"]["pointing"]).tolist() == [False, True, True, True]
+    estimate = found.estimate("occlusion", "overlap")
+    assert estimate.n_images == 1 and estimate.value == pytest.approx(found.scores["occlusion"]["overlap"][0])
+    assert (faithfulness.pointing(torch.zeros(4, 32, 32), torch.ones(4, 32, 32, dtype=torch.bool)) == 0).all()
+    masks[:] = False
+    nothing = compare_explanations(Square(), images, {"occlusion": squares}, masks=masks).estimate("random", "pointing")
+    assert str(nothing) == "undefined" and nothing.reason
+
+
 def test_areas_are_those_written_out(images, masks):
     model = Square()
     shares = (0.0, 0.0625, 1.0)  # the square is a sixteenth of the image
@@ -121,7 +133,7 @@ def test_a_map_that_follows_noise_is_unstable(images):
 
 
 def test_the_table_has_every_method_beside_its_controls_and_says_who_beats_them(images, masks):
-    methods = {"occlusion": lambda m, x, t: occlusion(m, x, t, window=4), "corner": corner}
+    methods = {"occlusion": squares, "corner": corner}
     found = compare_explanations(Square(), images, methods, masks=masks)
     table = found.table()
     assert list(table.index) == ["occlusion", "corner", "random", "centred"]
@@ -138,6 +150,10 @@ def test_the_table_has_every_method_beside_its_controls_and_says_who_beats_them(
         compare_explanations(Square(), images, {"random": corner})
     with pytest.raises(ExplanationError, match="bool"):
         compare_explanations(Square(), images, methods, masks=masks.float())
+
+
+def squares(model: nn.Module, images: torch.Tensor, target) -> torch.Tensor:
+    return occlusion(model, images, target, window=4)
 
 
 def corner(model: nn.Module, images: torch.Tensor, target) -> torch.Tensor:

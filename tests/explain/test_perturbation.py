@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from medvitlib.errors import ExplanationError
-from medvitlib.explain.gradcam import gradcam
+from medvitlib.explain.gradcam import hirescam
 from medvitlib.explain.perturbation import attributions, integrated_gradients, occlusion
 from medvitlib.explain.relevance import attention_rollout, relevance
 from medvitlib.models.zoo import build
@@ -35,7 +35,7 @@ def test_what_alone_counts_is_found():
     model = Square().eval()
     assert (share_inside(integrated_gradients(model, x, 0)) > 0.999).all()
     assert (share_inside(occlusion(model, x, 0, window=4, stride=2)) > 0.6).all()
-    assert (share_inside(gradcam(model, x, 0, layer="conv")) > 0).all()
+    assert (share_inside(hirescam(model, x, 0, layer="conv")) > 0.9).all()
 
 
 def vit(size: int = 32) -> nn.Module:

@@ -88,8 +88,8 @@ def ways(options: argparse.Namespace) -> dict[str, Callable[[], object]]:
         from pytorch_grad_cam import GradCAM
 
         cam = GradCAM(model=model, target_layers=[model.get_submodule(default_layer(model))], **tokens(model, options))
-        calls["batched"] = lambda: cam(input_tensor=x)
-        calls["looped"] = lambda: [cam(input_tensor=image[None]) for image in x]
+        calls["batched"] = lambda: cam(input_tensor=x, targets=None)
+        calls["looped"] = lambda: [cam(input_tensor=image[None], targets=None) for image in x]
     return calls
 
 

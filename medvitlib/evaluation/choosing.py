@@ -4,6 +4,7 @@ Images of one photograph look alike. Cut by image, both parts show the same phot
 and an interval that counts images looks narrow; cut by photograph, they say how little so few photographs can tell.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -91,6 +92,26 @@ def choose_epoch(labels: np.ndarray, predicted: np.ndarray, chosen_on: np.ndarra
         by_groups=proportion(hits, codes[rest], True),
         shared=len(np.intersect1d(codes[chosen_on], codes[rest])),
     )
+
+
+def choice_table(choices: Mapping[str, Choice]):
+    """A row a choice, as a pandas DataFrame: epoch, groups in both parts, files and groups tested, the accuracy and its
+    two intervals."""
+    import pandas as pd
+
+    rows = {
+        name: {
+            "epoch": choice.epoch,
+            "on both sides": choice.shared,
+            "files": choice.by_groups.n_images,
+            "groups": choice.by_groups.n_groups,
+            "accuracy": f"{choice.by_images.value:.3f}",
+            "interval: files": choice.by_images.interval(),
+            "interval: groups": choice.by_groups.interval(),
+        }
+        for name, choice in choices.items()
+    }
+    return pd.DataFrame.from_dict(rows, orient="index")
 
 
 def accuracy_over_cuts(

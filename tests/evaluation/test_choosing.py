@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from medvitlib.errors import EvaluationError
-from medvitlib.evaluation.choosing import accuracy_over_cuts, by_group, choose_epoch, cut
+from medvitlib.evaluation.choosing import accuracy_over_cuts, by_group, choice_table, choose_epoch, cut
 
 
 @pytest.fixture
@@ -45,6 +45,9 @@ def test_the_best_epoch_on_one_part_is_reported_on_the_other():
     assert (found.by_images.n_images, found.by_images.n_groups, found.by_groups.n_groups) == (4, None, 2)
     assert found.by_groups.high - found.by_groups.low > found.by_images.high - found.by_images.low
     assert choose_epoch(labels, predicted, np.arange(8) % 2 == 0, groups).shared == 4
+    row = choice_table({"first half": found}).loc["first half"].to_dict()
+    assert row["interval: groups"] == found.by_groups.interval() != row.pop("interval: files")
+    assert list(row.values())[:5] == [2, 0, 4, 2, "0.750"]
 
 
 def test_cuts_by_image_agree_and_cuts_by_photograph_do_not(photographs):

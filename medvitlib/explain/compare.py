@@ -81,7 +81,10 @@ class ExplanationScores:
             won = [score for score in scores if self.beats(method, score)]
             lost = [score for score in scores if score not in won]
             if not won:
-                said.append(f"{method} beats a random and a centred map at nothing: on these images it shows nothing.")
+                said.append(
+                    f"{method} beats a random and a centred map at nothing: {len(next(iter(found.values())))} images do "
+                    "not show that it knows more than they do."
+                )
             elif lost:
                 said.append(f"{method} beats a random and a centred map at {_and(won)}, and not at {_and(lost)}.")
             else:

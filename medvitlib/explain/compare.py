@@ -81,9 +81,10 @@ class ExplanationScores:
             won = [score for score in scores if self.beats(method, score)]
             lost = [score for score in scores if score not in won]
             if not won:
+                n = len(found["deletion"])
                 said.append(
-                    f"{method} beats a random and a centred map at nothing: {len(next(iter(found.values())))} images do "
-                    "not show that it knows more than they do."
+                    f"{method} beats a random and a centred map at nothing: {n} images do not show that it knows more "
+                    "than they do."
                 )
             elif lost:
                 said.append(f"{method} beats a random and a centred map at {_and(won)}, and not at {_and(lost)}.")

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from medvitlib.errors import ExplanationError
+from medvitlib.errors import ExplanationError, one_of
 from medvitlib.evaluation.intervals import Estimate, bootstrap, percentiles
 from medvitlib.explain import faithfulness
 from medvitlib.explain.faithfulness import Method
@@ -43,7 +43,13 @@ class ExplanationScores:
         """The mean of a score over images, or of its difference to a control's, patients drawn with replacement.
 
         Images of which a score says nothing (no evidence to point at) are left out.
+
+        Raises:
+            ExplanationError: a method, control or score that is not there.
         """
+        for name in (method, *([] if against is None else [against])):
+            one_of("method", name, self.scores, ExplanationError)
+            one_of("score", score, self.scores[name], ExplanationError)
         values = self.scores[method][score]
         if against is not None:
             values = values - self.scores[against][score]
@@ -107,6 +113,7 @@ def compare_explanations(
     masks: torch.Tensor | None = None,
     groups: np.ndarray | None = None,
     seed: int = 0,
+    batch_size: int = 32,
 ) -> ExplanationScores:
     """Score explanations beside a random map and a centred Gaussian, all on the same images.
 
@@ -116,37 +123,63 @@ def compare_explanations(
         target: class to explain; None for the predicted one of each image.
         masks: bool (N, H, W), where the evidence is known to lie, for the pointing game and the overlap.
         groups: (N,) patient of each image, drawn together for intervals.
+        batch_size: images at a time.
 
     Raises:
-        ExplanationError: a method called as a control is, or masks that do not fit.
+        DataError: images that are no normalised batch.
+        ExplanationError: a method called as a control is, maps, masks or groups that do not fit.
     """
-    methods = dict(CAMS if methods is None else methods)
+    methods = CAMS if methods is None else methods
+    if not isinstance(methods, Mapping) or not all(map(callable, methods.values())):
+        raise ExplanationError('methods: expected names and functions, such as {"Grad-CAM": gradcam}.')
+    if batch_size < 1:
+        raise ExplanationError(f"batch_size={batch_size}: expected 1 or more.")
     if taken := set(methods) & set(CONTROLS):
         raise ExplanationError(f"{sorted(taken)} are the controls' names: call the method otherwise.")
     images = checked(model, images)
-    maps = {
-        "random": faithfulness.random_maps(images, seed),
-        "centred": faithfulness.centred_maps(images),
-    }
+    if groups is not None and len(groups) != len(images):
+        raise ExplanationError(f"groups has {len(groups)}, there are {len(images)} images: expected one for each.")
+    if masks is not None and len(masks) != len(images):
+        raise ExplanationError(f"masks has {len(masks)}, there are {len(images)} images: expected one for each.")
     target = targets(model, images, target)  # of the images as they are, whatever is done to them
-    blurring = faithfulness.Blurring(model, images, target)
-    scores: dict[str, dict[str, np.ndarray]] = {}
-    for name in track([*methods, *CONTROLS], "Scoring maps", unit="method"):
-        method = methods.get(name)
-        shown = maps[name] if method is None else method(model, images, target)
-        shown = shown.to(images.device)
-        found = {
-            "deletion": blurring.deletion(shown),
-            "insertion": blurring.insertion(shown),
-            "road": faithfulness.road(model, images, shown, target, seed=seed),
-        }
-        if masks is not None:
-            found |= {"pointing": faithfulness.pointing(shown, masks), "overlap": faithfulness.overlap(shown, masks)}
-        if method is not None:
-            found["stability"] = faithfulness.stability(method, model, images, target, seed=seed, maps=shown)
-            found["randomisation"] = faithfulness.randomisation(method, model, images, target, seed=seed, maps=shown)
-        scores[name] = {score: values.double().cpu().numpy() for score, values in found.items()}
-    return ExplanationScores(scores, groups)
+    controls = {"random": faithfulness.random_maps(images, seed), "centred": faithfulness.centred_maps(images)}
+    some = [slice(start, start + batch_size) for start in range(0, len(images), batch_size)]
+    blurrings = [faithfulness.Blurring(model, images[rows], target[rows]) for rows in some]
+    scores = {}
+    for name in track([*methods, *controls], "Scoring maps", unit="method"):
+        parts = []
+        for rows, blurring in zip(some, blurrings, strict=True):
+            method = methods.get(name)
+            maps = controls[name][rows] if method is None else method(model, images[rows], target[rows])
+            inside = None if masks is None else masks[rows]
+            parts.append(_scores(model, images[rows], target[rows], maps, method, inside, blurring, seed))
+        scores[name] = {score: np.concatenate([part[score] for part in parts]) for score in parts[0]}
+    return ExplanationScores(scores, None if groups is None else np.asarray(groups))
+
+
+def _scores(
+    model: nn.Module,
+    images: torch.Tensor,
+    target: torch.Tensor,
+    maps: torch.Tensor,
+    method: Method | None,
+    masks: torch.Tensor | None,
+    blurring: faithfulness.Blurring,
+    seed: int,
+) -> dict[str, np.ndarray]:
+    """Every score of some maps, (N,) each; those that need a method only where there is one."""
+    found = {
+        "deletion": blurring.deletion(maps),
+        "insertion": blurring.insertion(maps),
+        "road": faithfulness.road(model, images, maps, target, seed=seed),
+    }
+    if masks is not None:
+        found |= {"pointing": faithfulness.pointing(maps, masks), "overlap": faithfulness.overlap(maps, masks)}
+    if method is not None:
+        for score in ("stability", "randomisation"):
+            measure = getattr(faithfulness, score)
+            found[score] = measure(method, model, images, target, seed=seed, maps=maps)
+    return {score: values.double().cpu().numpy() for score, values in found.items()}
 
 
 def _and(words: Sequence[str]) -> str:

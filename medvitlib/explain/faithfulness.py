@@ -9,11 +9,11 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torchvision.transforms.v2.functional import gaussian_blur
 
 from medvitlib.errors import ExplanationError
 from medvitlib.explain.borrowed import borrowed
-from medvitlib.explain.inputs import checked, targets
+from medvitlib.explain.inputs import checked, fitting, targets
+from medvitlib.explain.removal import blurred, first, imputed
 
 Method = Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor]
 SHARES = (0.0, 0.05, 0.1, 0.2, 0.35, 0.6, 1.0)
@@ -65,6 +65,7 @@ def road(
     that neither a shape nor a colour betrays the place.
     """
     images = checked(model, images)
+    maps = fitting(maps, images)
     generator = torch.Generator().manual_seed(seed)
     chosen = targets(model, images, target)
     falls = []
@@ -72,8 +73,8 @@ def road(
         for share in shares:
             kept = []
             for descending in (True, False):
-                gone = _first(maps, share, descending)
-                kept.append(_probability(model, _imputed(images, gone, generator), chosen))
+                gone = first(maps, share, descending)
+                kept.append(_probability(model, imputed(images, gone, generator), chosen))
             falls.append(kept[1] - kept[0])
     return torch.stack(falls).mean(0)
 
@@ -184,12 +185,6 @@ def rank_correlation(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     return ((a * b).sum(1) / size).float().to(one.device)
 
 
-def blurred(images: torch.Tensor) -> torch.Tensor:
-    """Images in which nothing of a tenth of their side or less can be told apart."""
-    side = min(images.shape[-2:])
-    return gaussian_blur(images, [2 * (side // 4) + 1] * 2, [side / 10] * 2)
-
-
 class Blurring:
     """Images, their blurred versions and what the model says of both: what deletion and insertion of all maps share."""
 
@@ -209,58 +204,20 @@ class Blurring:
 
     def _area(self, maps, shares, start, end, at_start, at_end) -> torch.Tensor:
         """Under the probability while places of `start` become those of `end`, the most important first."""
-        found = []
+        maps, found = fitting(maps, start), []
         with borrowed(self.model, frozen=True), torch.no_grad():
             for share in shares:
                 if share in (0, 1):
                     found.append(at_end if share else at_start)
                     continue
-                changed = torch.where(_first(maps, share, descending=True)[:, None], end, start)
+                changed = torch.where(first(maps, share, descending=True)[:, None], end, start)
                 found.append(_probability(self.model, changed, self.chosen))
         widths = torch.as_tensor(shares, dtype=torch.float32, device=start.device)
         return torch.trapezoid(torch.stack(found, 1), widths, dim=1) / (widths[-1] - widths[0])
 
 
-def _first(maps: torch.Tensor, share: float, descending: bool) -> torch.Tensor:
-    """Bool (N, H, W): this share of the places, the most or the least important ones.
-
-    Of equal ones some, scattered: the first ones would be the top of the image, which is a map of its own.
-    """
-    flat = maps.flatten(1)
-    scattered = torch.randperm(flat.shape[1], generator=torch.Generator().manual_seed(0)).to(flat.device)
-    order = scattered[flat[:, scattered].argsort(dim=1, descending=descending, stable=True)]
-    chosen = torch.zeros_like(flat, dtype=torch.bool)
-    return chosen.scatter(1, order[:, : round(share * flat.shape[1])], True).view_as(maps)
-
-
 def _probability(model: nn.Module, images: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
     return model(images).float().softmax(1).gather(1, chosen[:, None])[:, 0]
-
-
-def _imputed(images: torch.Tensor, gone: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Each pixel that is gone as the mean of its eight neighbours, direct ones twice as heavy, and a little noise."""
-    noise = 0.01 * torch.randn(images.shape, generator=generator).to(images)
-    return torch.where(gone[:, None], _relaxed(images, gone[:, None].expand_as(images)) + noise, images)
-
-
-def _relaxed(images: torch.Tensor, holes: torch.Tensor, steps: int = 20) -> torch.Tensor:
-    """That linear system, solved nearly: from the solution at half the size, which is where large holes are filled."""
-    left = (~holes).to(images)
-    if min(images.shape[-2:]) < 4 or not holes.any():
-        share = left.sum((2, 3), keepdim=True).clamp_min(1)
-        start = ((images * left).sum((2, 3), keepdim=True) / share).expand_as(images)
-    else:
-        known = F.avg_pool2d(left, 2, ceil_mode=True)
-        half = F.avg_pool2d(images * left, 2, ceil_mode=True) / known.clamp_min(1e-6)
-        start = F.interpolate(_relaxed(half, known == 0, steps), size=images.shape[-2:], mode="bilinear")
-    channels = images.shape[1]
-    kernel = torch.tensor([[1.0, 2.0, 1.0], [2.0, 0.0, 2.0], [1.0, 2.0, 1.0]], device=images.device)
-    kernel = kernel.to(images.dtype).expand(channels, 1, 3, 3)
-    inside = F.conv2d(torch.ones_like(images[:1]), kernel, padding=1, groups=channels)
-    x = torch.where(holes, start, images)
-    for _ in range(steps):
-        x = torch.where(holes, F.conv2d(x, kernel, padding=1, groups=channels) / inside, x)
-    return x
 
 
 def _masks(maps: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:

@@ -18,7 +18,10 @@ def checked(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
     Raises:
         DataError: images that are no normalised batch of this model's kind, or half precision, in which gradients
             of single places vanish.
+        ExplanationError: a model that is none.
     """
+    if not isinstance(model, nn.Module):
+        raise ExplanationError(f"the model is a {type(model).__name__}: expected a module, such as a run's `model`.")
     advice = "Give medvitlib.data.normalise(batch, model.preprocessing)."
     if not isinstance(images, torch.Tensor) or images.ndim != 4 or not images.is_floating_point() or not len(images):
         given = f"{images.dtype} and shape {tuple(images.shape)}" if isinstance(images, torch.Tensor) else type(images)
@@ -46,8 +49,22 @@ def checked(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
 def targets(model: nn.Module, images: torch.Tensor, target: int | Sequence[int] | None) -> torch.Tensor:
     """`as_targets` where the logits are not needed: all images pass only where their class is to be predicted."""
     with borrowed(model, frozen=True), torch.no_grad():
-        logits = model(images if target is None else images[:1])
+        asked = images.split(32) if target is None else [images[:1]]
+        logits = torch.cat([model(some) for some in asked])
     return as_targets(target, logits.expand(len(images), -1))
+
+
+def fitting(maps: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+    """Maps (N, H, W) of these images, where they are.
+
+    Raises:
+        ExplanationError: of another shape, or with values that are no numbers.
+    """
+    expected = (len(images), *images.shape[-2:])
+    if not isinstance(maps, torch.Tensor) or tuple(maps.shape) != expected or not torch.isfinite(maps).all():
+        given = f"shape {tuple(maps.shape)}" if isinstance(maps, torch.Tensor) else type(maps)
+        raise ExplanationError(f"maps of {given} for these images: expected {expected}, (N, H, W), all of them finite.")
+    return maps.to(images.device)
 
 
 def as_targets(target: int | Sequence[int] | None, logits: torch.Tensor) -> torch.Tensor:
@@ -59,7 +76,10 @@ def as_targets(target: int | Sequence[int] | None, logits: torch.Tensor) -> torc
     n, classes = logits.shape
     if target is None:
         return logits.argmax(dim=1)
-    given = torch.as_tensor(target, device=logits.device)
+    try:
+        given = torch.as_tensor(target, device=logits.device)
+    except (TypeError, ValueError, RuntimeError):  # words, or lists of unequal length
+        given = torch.zeros(())
     if given.is_floating_point() or given.dtype == torch.bool or given.ndim > 1 or given.numel() not in (1, n):
         raise ExplanationError(f"target={target!r}: expected one class, or one for each of {n} images, as numbers.")
     if ((given < 0) | (given >= classes)).any():

@@ -47,7 +47,10 @@ def on_grid(model: nn.Module, name: str, values: torch.Tensor, image_size: tuple
         patches = values[:, prefix:] if not _windowed(model) else values
         rows, columns = grid_of(patches.shape[1], image_size, name)
         return patches.transpose(1, 2).unflatten(2, (rows, columns))
-    raise ExplanationError(f"{name} gives {tuple(values.shape)}: expected places, (N, C, h, w) or tokens (N, T, C).")
+    raise ExplanationError(
+        f"{name} gives {tuple(values.shape)}: expected places, (N, C, h, w) or tokens (N, T, C). Without `layer` the "
+        "usual one is taken."
+    )
 
 
 def _windowed(model: nn.Module) -> bool:

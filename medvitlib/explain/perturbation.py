@@ -36,9 +36,12 @@ def occlusion(
     model = getattr(model, "_orig_mod", model)
     images = checked(model, images)
     height, width = images.shape[-2:]
-    stride = stride or max(1, window // 2)
-    if not 0 < window <= min(height, width) or stride < 1:
-        raise ExplanationError(f"window={window}, stride={stride}: expected 1 to {min(height, width)}, and 1 or more.")
+    stride = max(1, int(window) // 2) if stride is None else stride
+    whole_numbers = isinstance(window, int) and isinstance(stride, int)
+    if not whole_numbers or not 0 < window <= min(height, width) or stride < 1:
+        raise ExplanationError(
+            f"window={window}, stride={stride}: expected whole numbers, 1 to {min(height, width)}, and 1 or more."
+        )
     corners = [(y, x) for y in _starts(height, window, stride) for x in _starts(width, window, stride)]
     falls, covers = (torch.zeros(len(images), height, width, device=images.device) for _ in range(2))
     with borrowed(model, frozen=True), torch.inference_mode():
@@ -95,11 +98,17 @@ def attributions(
     Returns:
         (N, C, height, width) float32, signed.
     """
-    if steps < 1:
-        raise ExplanationError(f"steps={steps}: expected 1 or more; 50 is usual.")
+    if not isinstance(steps, int) or steps < 1:
+        raise ExplanationError(f"steps={steps!r}: expected a whole number, 1 or more; 50 is usual.")
     model = getattr(model, "_orig_mod", model)
     images = checked(model, images)
-    start = torch.as_tensor(baseline, device=images.device, dtype=images.dtype).expand_as(images)
+    try:
+        start = torch.as_tensor(baseline, device=images.device, dtype=images.dtype).expand_as(images)
+    except RuntimeError:
+        raise ExplanationError(
+            f"a baseline of shape {tuple(baseline.shape)} for images {tuple(images.shape)}: expected a number, or "
+            "what broadcasts."
+        ) from None
     places, weights = np.polynomial.legendre.leggauss(steps)  # on -1 to 1
     total = torch.zeros_like(images, dtype=torch.float32)
     with borrowed(model, frozen=True), torch.enable_grad():

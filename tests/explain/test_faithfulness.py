@@ -7,7 +7,7 @@ from scipy.stats import spearmanr
 from torch import nn
 
 from medvitlib.errors import ExplanationError
-from medvitlib.explain import faithfulness
+from medvitlib.explain import faithfulness, removal
 from medvitlib.explain.compare import compare_explanations
 from medvitlib.explain.perturbation import integrated_gradients, occlusion
 
@@ -70,8 +70,8 @@ def test_areas_are_those_written_out(images, masks):
     model = Square()
     shares = (0.0, 0.0625, 1.0)  # the square is a sixteenth of the image
     gone = images.clone()
-    gone[:, :, SQUARE[0], SQUARE[1]] = faithfulness.blurred(images)[:, :, SQUARE[0], SQUARE[1]]
-    curve = [model(x).softmax(1)[:, 0] for x in (images, gone, faithfulness.blurred(images))]
+    gone[:, :, SQUARE[0], SQUARE[1]] = removal.blurred(images)[:, :, SQUARE[0], SQUARE[1]]
+    curve = [model(x).softmax(1)[:, 0] for x in (images, gone, removal.blurred(images))]
     expected = (curve[0] + curve[1]) / 2 * 0.0625 + (curve[1] + curve[2]) / 2 * 0.9375
     found = faithfulness.deletion(model, images, masks.float(), 0, shares)
     torch.testing.assert_close(found, expected.detach(), rtol=1e-5, atol=1e-6)
@@ -82,7 +82,7 @@ def test_what_is_removed_is_the_mean_of_its_neighbours():
     coarse = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0))
     smooth = torch.nn.functional.interpolate(coarse, size=(32, 32), mode="bicubic")
     gone = faithfulness.random_maps(smooth, cell=8) > 0.6
-    found = faithfulness._imputed(smooth, gone, torch.Generator().manual_seed(0))
+    found = removal.imputed(smooth, gone, torch.Generator().manual_seed(0))
     kept = ~gone[:, None].expand_as(smooth)
     assert torch.equal(found[kept], smooth[kept])
     for image, holes, filled in zip(smooth, gone, found, strict=True):
@@ -148,8 +148,29 @@ def test_the_table_has_every_method_beside_its_controls_and_says_who_beats_them(
     assert value.value == pytest.approx(np.mean(found.scores["occlusion"]["overlap"]))
     with pytest.raises(ExplanationError, match="are the controls' names"):
         compare_explanations(Square(), images, {"random": corner})
+    for wrong in ([squares], {"occlusion": "squares"}):
+        with pytest.raises(ExplanationError, match="expected names and functions"):
+            compare_explanations(Square(), images, wrong)
+    for asked in (("oclusion", "overlap"), ("occlusion", "overlaps"), ("random", "stability")):
+        with pytest.raises(ExplanationError, match="unknown"):
+            found.estimate(*asked)
     with pytest.raises(ExplanationError, match="bool"):
         compare_explanations(Square(), images, methods, masks=masks.float())
+    for given in ({"masks": masks[:3]}, {"groups": np.arange(5)}):
+        with pytest.raises(ExplanationError, match="there are 4 images"):
+            compare_explanations(Square(), images, methods, **given)
+    for wrong in (lambda m, x, t: torch.zeros(len(x), 8, 8), lambda m, x, t: torch.full((len(x), 32, 32), torch.nan)):
+        with pytest.raises(ExplanationError, match=r"expected \(4, 32, 32\), \(N, H, W\), all of them finite"):
+            compare_explanations(Square(), images, {"wrong": wrong})
+
+
+def test_scores_do_not_depend_on_the_batches(images, masks):
+    whole, parts = (
+        compare_explanations(Square(), images, {"occlusion": squares}, masks=masks, batch_size=n) for n in (32, 3)
+    )
+    for method in whole.scores:
+        for score in ("deletion", "insertion", "pointing", "overlap"):
+            np.testing.assert_allclose(whole.scores[method][score], parts.scores[method][score], atol=1e-6)
 
 
 def squares(model: nn.Module, images: torch.Tensor, target) -> torch.Tensor:

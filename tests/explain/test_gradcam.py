@@ -193,6 +193,7 @@ def test_what_cannot_be_is_said(model):
         ({"target": 4}, "numbered from 0 to 3"),
         ({"target": [0, 1]}, "one for each of 3 images"),
         ({"target": 0.5}, "as numbers"),
+        ({"target": "monocyte"}, "as numbers"),
         ({"layer": "layr4"}, "has no layer 'layr4'"),
     ):
         with pytest.raises(ExplanationError, match=words):
@@ -207,6 +208,8 @@ def test_what_cannot_be_is_said(model):
     ):
         with pytest.raises(DataError, match=words):
             gradcam(model, images)
+    with pytest.raises(ExplanationError, match="the model is a str"):
+        gradcam("resnet18", x)
     with pytest.raises(DataError, match=r"a model of torch\.bfloat16: .* Give model\.float\(\)"):
         gradcam(model.bfloat16(), x)
 

@@ -86,8 +86,17 @@ def test_relevance_is_the_published_rule():
 
 def test_windows_that_cannot_be_are_refused():
     net, x = vit(), torch.randn(1, 3, 32, 32)
-    for options in ({"window": 0}, {"window": 33}, {"window": 8, "stride": -1}):
-        with pytest.raises(ExplanationError, match="expected 1 to 32"):
+    for options in (
+        {"window": 0},
+        {"window": 33},
+        {"window": 8.5},
+        {"window": 8, "stride": -1},
+        {"window": 8, "stride": 0},
+    ):
+        with pytest.raises(ExplanationError, match="expected whole numbers, 1 to 32"):
             occlusion(net, x, **options)
-    with pytest.raises(ExplanationError, match="steps=0"):
-        integrated_gradients(net, x, steps=0)
+    for steps in (0, "50"):
+        with pytest.raises(ExplanationError, match=f"steps={steps!r}"):
+            integrated_gradients(net, x, steps=steps)
+    with pytest.raises(ExplanationError, match=r"a baseline of shape \(3, 7, 7\) for images"):
+        integrated_gradients(net, x, baseline=torch.zeros(3, 7, 7))

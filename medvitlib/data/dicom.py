@@ -1,0 +1,116 @@
+"""One DICOM file to one uint8 image, as a viewer would show it: rescaled, windowed, and with bright as bright.
+
+The order is that of DICOM PS3.3 C.11: stored values, modality (rescale), values of interest (a window or a table),
+then the photometric interpretation. A training set of exported PNGs had these applied when it was exported.
+"""
+
+import io
+
+import numpy as np
+
+from medvitlib.data.decode import MAX_PIXELS, Unreadable
+
+MAGIC = b"DICM"  # at byte 128
+
+
+def is_dicom(data: bytes) -> bool:
+    """Whether a file's bytes are DICOM's, whatever it is called (it often has no ending)."""
+    return data[128:132] == MAGIC
+
+
+def decode_dicom(data: bytes) -> np.ndarray:
+    """The picture of a DICOM file.
+
+    The first window (or table) of the file is used. One without any is stretched from its smallest value to its
+    largest. MONOCHROME1, in which small values are bright, is inverted. Padding outside the field of view is shown as
+    the smallest value of the rest.
+
+    Returns:
+        uint8, (H, W, 1) if monochrome, else (H, W, 3) in RGB order.
+
+    Raises:
+        Unreadable: damaged, without pixels, with several frames, or compressed in a way that no decoder is at hand for.
+    """
+    try:
+        import pydicom
+        from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi
+    except ImportError:
+        raise Unreadable("a DICOM file, and pydicom is not installed: pip install pydicom") from None
+    try:
+        file = pydicom.dcmread(io.BytesIO(data))
+        frames, size = int(file.get("NumberOfFrames") or 1), int(file.Rows) * int(file.Columns)
+        kind = str(file.PhotometricInterpretation)
+    except Exception as error:  # its parser raises whatever the damage provokes
+        raise Unreadable(f"damaged DICOM file, or one without pixels: {_first_line(error)}") from None
+    if frames > 1:
+        raise Unreadable(f"a DICOM file of {frames} frames: save the one that is meant as a file of its own")
+    if size > MAX_PIXELS:
+        raise Unreadable(f"claims {file.Columns}x{file.Rows} px, more than {MAX_PIXELS / 1e6:.0f} million pixels")
+    try:
+        stored = file.pixel_array  # YBR comes as RGB
+    except Exception as error:  # as above; or a compression that needs another package, which pydicom then names
+        raise Unreadable(f"the pixels of this DICOM file cannot be decoded: {_first_line(error)}") from None
+    if kind == "PALETTE COLOR":
+        stored = apply_color_lut(stored, file)
+    if stored.ndim == 3:
+        return stored.astype(np.uint8) if stored.dtype == np.uint8 else _stretched(stored.astype(np.float64))
+    padding = _padding(file, stored)
+    values = np.asarray(apply_modality_lut(stored, file), np.float64)
+    if file.get("VOILUTSequence"):
+        table = file.VOILUTSequence[0]
+        shown = np.asarray(apply_voi(values.astype(np.int64), file), np.float64) / (2 ** int(table.LUTDescriptor[2]) - 1)
+        image = np.rint(255 * shown.clip(0, 1)).astype(np.uint8)
+    elif file.get("WindowWidth") not in (None, ""):
+        image = window(values, _first(file.WindowCenter), _first(file.WindowWidth), file.get("VOILUTFunction", "LINEAR"))
+    else:
+        image = _stretched(values, values[~padding])
+    if padding.any():
+        image[padding] = image[~padding].min() if kind != "MONOCHROME1" else image[~padding].max()
+    return (255 - image if kind == "MONOCHROME1" else image)[:, :, None]
+
+
+def window(values: np.ndarray, centre: float, width: float, function: str = "LINEAR") -> np.ndarray:
+    """Values (H, W) through a window to uint8 (DICOM PS3.3 C.11.2.1.2 and C.11.2.1.3).
+
+    Raises:
+        Unreadable: a width below what the function takes, or an unknown function.
+    """
+    function = function or "LINEAR"
+    if function not in ("LINEAR", "LINEAR_EXACT", "SIGMOID"):
+        raise Unreadable(f"a window of the kind {function}, which this library does not know")
+    if width < (1 if function == "LINEAR" else 1e-9):
+        raise Unreadable(f"a window of width {width:g}")
+    if function == "SIGMOID":
+        share = 1 / (1 + np.exp(-4 * (values - centre) / width))
+    elif function == "LINEAR_EXACT":
+        share = (values - centre) / width + 0.5
+    elif width == 1:
+        share = (values > centre - 0.5).astype(np.float64)
+    else:
+        share = (values - (centre - 0.5)) / (width - 1) + 0.5
+    return np.rint(255 * share.clip(0, 1)).astype(np.uint8)
+
+
+def _padding(file, stored: np.ndarray) -> np.ndarray:
+    """Bool (H, W): what is outside of the field of view, as the file says (PS3.3 C.7.5.1.1.2)."""
+    if file.get("PixelPaddingValue") is None:
+        return np.zeros(stored.shape, bool)
+    ends = [int(file.PixelPaddingValue), int(file.get("PixelPaddingRangeLimit", file.PixelPaddingValue))]
+    found = (stored >= min(ends)) & (stored <= max(ends))
+    return found if not found.all() else np.zeros(stored.shape, bool)
+
+
+def _stretched(values: np.ndarray, of: np.ndarray | None = None) -> np.ndarray:
+    """From the smallest value to the largest, to uint8; a plain image is black."""
+    of = values if of is None else of
+    low, high = of.min(), of.max()
+    return np.rint(255 * ((values - low) / max(high - low, 1e-12)).clip(0, 1)).astype(np.uint8)
+
+
+def _first(value) -> float:
+    """The first of several windows."""
+    return float(value[0] if isinstance(value, list | tuple) or hasattr(value, "append") else value)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,127 @@
+"""Is this image like those that the model was trained on? A distance between features, with its false-alarm rate.
+
+A classifier answers for any picture. What it says of one unlike all it has seen is worth nothing, and its probability
+does not tell. Here the distance is that of probabilistic principal components (Tipping & Bishop 1999) of the features
+that the last layer sees: within the main directions in units of their spread, outside them in units of the rest.
+"""
+
+import base64
+from dataclasses import dataclass
+
+import numpy as np
+
+from medvitlib.errors import MedvitError
+from medvitlib.evaluation.intervals import Estimate, proportion
+
+COMPONENTS = 32
+FOLDS = 5
+
+
+@dataclass(frozen=True, eq=False)
+class Familiar:
+    """What features (D,) of the training images are like.
+
+    Attributes:
+        mean: (D,) float32.
+        basis: (C, D) float32, the main directions divided by their standard deviation.
+        rest: standard deviation of what is outside them, in each direction.
+        limit: distance above which an image is called unlike; on training images held out, that is one in `alarms`.
+        alarms: share of images of the training set's kind for which the limit was chosen.
+        measured: that share on the validation images, with its interval.
+    """
+
+    mean: np.ndarray
+    basis: np.ndarray
+    rest: float
+    limit: float
+    alarms: float
+    measured: Estimate
+
+    def distance(self, features: np.ndarray) -> np.ndarray:
+        """(N,) of features (N, D); in the mean of the training set's kind about 1."""
+        return _distance(np.asarray(features, np.float64), self.mean, self.basis, self.rest)
+
+    def to_dict(self) -> dict:
+        """Plain values for JSON; arrays as base64 of little-endian float32."""
+        arrays = {name: _text(getattr(self, name)) for name in ("mean", "basis")}
+        numbers = {name: getattr(self, name) for name in ("rest", "limit", "alarms")}
+        return {**arrays, "shape": list(self.basis.shape), **numbers, "measured": self.measured.to_dict()}
+
+    @classmethod
+    def from_dict(cls, values: dict) -> "Familiar":
+        """Back from `to_dict`.
+
+        Raises:
+            MedvitError: something is missing or of another size.
+        """
+        try:
+            shape = [int(n) for n in values["shape"]]
+            basis, mean = _array(values["basis"]).reshape(shape), _array(values["mean"]).reshape(shape[1])
+            numbers = {name: float(values[name]) for name in ("rest", "limit", "alarms")}
+            return cls(mean, basis, **numbers, measured=Estimate(**values["measured"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise MedvitError(f"what the model knows of its training images cannot be read ({error}).") from None
+
+
+def familiar(
+    training: np.ndarray,
+    training_groups: np.ndarray,
+    validation: np.ndarray,
+    validation_groups: np.ndarray,
+    *,
+    groups_known: bool = True,
+    alarms: float = 0.05,
+    seed: int = 0,
+) -> Familiar:
+    """Fit on the features of the training images; choose the limit on folds of them, by patient; measure on validation.
+
+    Args:
+        training, validation: (N, D) features.
+        training_groups, validation_groups: (N,) patient of each image.
+        alarms: share of images like these that may be called unlike.
+
+    Raises:
+        MedvitError: fewer than 20 training images, or features that are no numbers.
+    """
+    from sklearn.model_selection import GroupKFold
+
+    x, y = (np.asarray(values, np.float64) for values in (training, validation))
+    if len(x) < 20 or not np.isfinite(x).all() or not np.isfinite(y).all():
+        raise MedvitError(f"{len(x)} training images: it takes 20 or more, with finite features, to know the usual.")
+    folds = min(FOLDS, len(np.unique(training_groups)))
+    held_out = np.empty(len(x))
+    for inside, outside in GroupKFold(folds).split(x, groups=training_groups):
+        held_out[outside] = _distance(x[outside], *_fit(x[inside]))
+    mean, basis, rest = _fit(x)
+    limit = float(np.quantile(held_out, 1 - alarms, method="higher"))
+    codes = np.unique(validation_groups, return_inverse=True)[1]
+    measured = proportion(_distance(y, mean, basis, rest) > limit, codes, groups_known)
+    return Familiar(mean.astype(np.float32), basis.astype(np.float32), rest, limit, alarms, measured)
+
+
+def _fit(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+    """Mean, scaled main directions and spread of the rest."""
+    n, d = x.shape
+    mean = x.mean(0)
+    components = min(COMPONENTS, d - 1, max(1, n // 4))
+    _, sizes, directions = np.linalg.svd(x - mean, full_matrices=False)
+    variances = sizes**2 / max(1, n - 1)
+    rest = float(np.sqrt(max(variances[components:].sum() / (d - components), 1e-12)))
+    spread = np.sqrt(np.maximum(variances[:components], rest**2))
+    return mean, directions[:components] / spread[:, None], rest
+
+
+def _distance(x: np.ndarray, mean: np.ndarray, basis: np.ndarray, rest: float) -> np.ndarray:
+    centred = x - mean
+    within = centred @ basis.T  # (N, C), in standard deviations
+    lengths = np.linalg.norm(basis, axis=1)  # 1 / standard deviation: the directions are unit vectors
+    outside = np.maximum((centred**2).sum(1) - ((within / lengths) ** 2).sum(1), 0) / rest**2
+    return np.sqrt(((within**2).sum(1) + outside) / x.shape[1])
+
+
+def _text(values: np.ndarray) -> str:
+    return base64.b64encode(np.ascontiguousarray(values, "<f4").tobytes()).decode()
+
+
+def _array(text: str) -> np.ndarray:
+    return np.frombuffer(base64.b64decode(text), "<f4").astype(np.float32)

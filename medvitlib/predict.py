@@ -1,0 +1,241 @@
+"""The next image: what a trained model says of a path, a folder, an array, a DICOM file or an address.
+
+    predictor = Predictor("runs/my-run")
+    for answer in predictor.predict("new_images/"):
+        print(answer.name, answer.label, answer.sentence())
+
+A run's model.safetensors and model.json are all that is read; no code comes with them. Images pass one batch at a time,
+so memory is the same for ten and for a hundred thousand.
+"""
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from medvitlib.data import normalise
+from medvitlib.data.decode import SUFFIXES, Unreadable, decode, fit, is_grey
+from medvitlib.data.dicom import decode_dicom, is_dicom
+from medvitlib.data.remote import fetch, is_address
+from medvitlib.errors import DataError, MedvitError
+from medvitlib.evaluation.calibration import apply_temperature
+from medvitlib.evaluation.conformal import Conformal
+from medvitlib.evaluation.inputs import percent
+from medvitlib.models.zoo import head_of
+from medvitlib.outliers import Familiar
+from medvitlib.progress import track
+from medvitlib.training.features import hardware
+from medvitlib.training.run import load_model
+
+NOTICE = "Research software, no medical device: not for diagnosis."
+DICOM = {".dcm", ".dicom", ".ima"}
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """What the model says of one image.
+
+    Attributes:
+        name: path or address, or the position in an array.
+        probabilities: class -> probability, calibrated; empty where the image could not be read.
+        label: the decision: of two classes the positive one from the threshold on, of more the likeliest.
+        threshold: that decided; nan for more than two classes.
+        classes: the set that holds the true class as often as `Predictor.sets` says; None where there is none.
+        distance, unlike: from the training images, and whether it exceeds the limit; nan and False where not known.
+        error: why there is no answer; empty otherwise.
+        image: uint8 (H, W, C), as the model saw it.
+    """
+
+    name: str
+    probabilities: dict[str, float]
+    label: str
+    threshold: float
+    classes: tuple[str, ...] | None
+    distance: float
+    unlike: bool
+    error: str = ""
+    image: np.ndarray | None = None
+
+    def row(self) -> dict:
+        """Plain values, a column each, for a CSV."""
+        sets = "" if self.classes is None else " or ".join(self.classes) or "none"
+        found = {f"p_{name}": f"{p:.6g}" for name, p in self.probabilities.items()}
+        about = {"set": sets, "distance": f"{self.distance:.4g}", "unlike": int(self.unlike), "error": self.error}
+        return {"image": self.name, "decision": self.label, **found, **about}
+
+    def sentence(self) -> str:
+        """The answer in words, with what speaks against believing it."""
+        if self.error:
+            return f"no answer: {self.error}"
+        said = f"{self.label} ({percent(self.probabilities[self.label])})"
+        if self.classes is not None and len(self.classes) != 1:
+            said += f"; could be {' or '.join(self.classes)}" if self.classes else "; like no class it was taught"
+        return said + ("; UNLIKE the training images: do not rely on this" if self.unlike else "")
+
+
+class Predictor:
+    """A trained model that is ready for images.
+
+    Args:
+        folder: a run's, or one with its model.safetensors and model.json.
+        threshold: the name of a stored one ("0.5", "recall", "certified"), or a number from 0 to 1; two classes only.
+        device, precision: as `fit` takes them.
+
+    Raises:
+        MedvitError: files that are missing or damaged, or a threshold that there is not.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        threshold: str | float = "recall",
+        device: str | torch.device | None = None,
+        precision: torch.dtype | str | None = "auto",
+    ):
+        self.model, info = load_model(folder)
+        self.device, self.dtype = hardware(device, precision)
+        self.model.to(self.device).eval()
+        self.classes, self.positive = list(info["classes"]), info["positive"]
+        self.temperature = float(info.get("temperature", 1.0))
+        self.threshold = self._threshold(info.get("thresholds", {}), threshold)
+        more = info.get("prediction") or {}
+        self.sets = Conformal(**more["sets"]) if more.get("sets") else None
+        self.familiar = Familiar.from_dict(more["familiar"]) if more.get("familiar") else None
+
+    def predict(
+        self, source, *, batch_size: int = 32, allow_private: bool = False, quiet: bool = False
+    ) -> Iterator[Prediction]:
+        """An answer for each image, as they come; one that cannot be read has its reason in `error`.
+
+        Args:
+            source: a path of an image or folder, an http(s) address, a list of these, or uint8 (H, W), (H, W, C) or
+                (N, H, W, C).
+            allow_private: fetch from this machine's network, too.
+
+        Raises:
+            DataError: nothing at that path, a folder without images, or an array that holds none.
+        """
+        names, total = _images(source)
+        shown = names if quiet else track(names, "Predicting", total=total)
+        while some := list(islice(shown, batch_size)):
+            read = [self._read(name, given, allow_private) for name, given in some]
+            yield from self._answers([name for name, _ in some], read)
+
+    def _threshold(self, stored: dict[str, float], asked: str | float) -> float:
+        if self.positive is None:
+            return float("nan")
+        if isinstance(asked, str) and asked in stored:
+            return float(stored[asked])
+        try:
+            value = float(asked)
+        except ValueError:
+            value = 0.5 if asked == "recall" else float("nan")  # not evaluated yet: there is nothing but the middle
+        if not 0 <= value <= 1:
+            raise MedvitError(f"threshold={asked!r}: expected 0 to 1, or one of {', '.join(stored) or 'none stored'}.")
+        return value
+
+    def _read(self, name: str, given: np.ndarray | None, allow_private: bool) -> np.ndarray | str:
+        """uint8 (H, W, C) of the model's size and channels, or why not."""
+        expected = self.model.preprocessing
+        try:
+            if given is None:
+                data = fetch(name, allow_private=allow_private) if is_address(name) else Path(name).read_bytes()
+                given = decode_dicom(data) if is_dicom(data) else decode(data, "" if is_address(name) else name)
+            image = fit(given, tuple(expected.image_size))
+            if expected.channels == 1 and image.shape[2] == 3:
+                if not is_grey(image):
+                    raise Unreadable("a picture in colour, for a model of grey ones")
+                image = np.ascontiguousarray(image[:, :, :1])
+            return image
+        except Unreadable as error:
+            return str(error)
+        except OSError as error:
+            return f"cannot be read ({error.strerror or error})"
+
+    @torch.inference_mode()
+    def _answers(self, names: list[str], read: list[np.ndarray | str]) -> Iterator[Prediction]:
+        good = [image for image in read if not isinstance(image, str)]
+        found = iter(self._outputs(good)) if good else iter(())
+        for name, image in zip(names, read, strict=True):
+            if isinstance(image, str):
+                yield Prediction(name, {}, "", self.threshold, None, float("nan"), False, image)
+                continue
+            p, distance = next(found)
+            inside = None if self.sets is None else self.sets.sets(p)
+            chosen = None if inside is None else tuple(c for c, yes in zip(self.classes, inside, strict=True) if yes)
+            unlike = self.familiar is not None and distance > self.familiar.limit
+            by_name = dict(zip(self.classes, p.tolist(), strict=True))
+            yield Prediction(name, by_name, self._decide(p), self.threshold, chosen, distance, unlike, "", image)
+
+    def _outputs(self, images: list[np.ndarray]) -> Iterator[tuple[np.ndarray, float]]:
+        """Probabilities (K,) and distance of each image, from one pass: grey and coloured ones apart."""
+        rows: dict[int, tuple[np.ndarray, float]] = {}
+        for channels in (1, 3):
+            chosen = [i for i, image in enumerate(images) if image.shape[2] == channels]
+            if not chosen:
+                continue
+            batch = torch.from_numpy(np.stack([np.moveaxis(images[i], -1, 0) for i in chosen]))
+            seen: list[torch.Tensor] = []
+            hook = head_of(self.model).register_forward_pre_hook(lambda _, inputs, seen=seen: seen.append(inputs[0]))
+            try:
+                x = normalise(batch.to(self.device), self.model.preprocessing)
+                with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
+                    logits = self.model(x)
+            finally:
+                hook.remove()
+            p = apply_temperature(logits.double().cpu().numpy(), self.temperature)
+            features = seen[-1].float().cpu().numpy().reshape(len(chosen), -1)
+            distances = np.full(len(chosen), np.nan) if self.familiar is None else self.familiar.distance(features)
+            rows |= {i: (p[k], float(distances[k])) for k, i in enumerate(chosen)}
+        return iter(rows[i] for i in range(len(images)))
+
+    def _decide(self, p: np.ndarray) -> str:
+        if self.positive is None:
+            return self.classes[int(p.argmax())]
+        index = self.classes.index(self.positive)
+        return self.classes[index if p[index] >= self.threshold else 1 - index]
+
+
+def _images(source) -> tuple[Iterator[tuple[str, np.ndarray | None]], int | None]:
+    """(name, image or None) of everything that was given, and how many where that is known beforehand."""
+    if isinstance(source, np.ndarray | torch.Tensor):
+        array = np.asarray(source)
+        array = array[..., None] if array.ndim == 2 else array
+        array = array[None] if array.ndim == 3 else array
+        if array.dtype != np.uint8 or array.ndim != 4 or array.shape[-1] not in (1, 3) or not array.size:
+            raise DataError(
+                f"an array of {array.dtype} {np.shape(source)}: expected uint8 (H, W), (H, W, C) or (N, H, W, C), C 1 or 3."
+            )
+        return ((str(i), image) for i, image in enumerate(array)), len(array)
+    if isinstance(source, Iterable) and not isinstance(source, str | os.PathLike):
+        return (pair for one in source for pair in _images(one)[0]), len(source) if hasattr(source, "__len__") else None
+    if is_address(source):
+        return iter([(str(source), None)]), 1
+    path = Path(source)
+    if path.is_dir():
+        found = _files(path)
+        if (first := next(found, None)) is None:
+            raise DataError(f"{path} holds no image (PNG, JPEG, BMP, TIFF or DICOM).")
+        return ((str(file), None) for file in _chained(first, found)), None
+    if not path.exists():
+        raise DataError(f"there is nothing at {path}. Check the path; an address starts with https://.")
+    return iter([(str(path), None)]), 1
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """Every file below that is called like an image, in order, one folder at a time."""
+    for place, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            if Path(name).suffix.lower() in SUFFIXES.keys() | DICOM and not name.startswith("."):
+                yield Path(place, name)
+
+
+def _chained(first: Path, rest: Iterator[Path]) -> Iterator[Path]:
+    yield first
+    yield from rest

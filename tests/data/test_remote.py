@@ -1,0 +1,93 @@
+"""Addresses: what is fetched, what is not, and how much; against a server of this machine."""
+
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from medvitlib.data import remote
+from medvitlib.data.decode import Unreadable
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        if self.path == "/image":
+            self.answer(200, b"x" * 1000)
+        elif self.path == "/large":
+            self.answer(200, b"x" * 5000)
+        elif self.path == "/round":
+            self.answer(302, b"", Location="/round")
+        elif self.path == "/on":
+            self.answer(302, b"", Location="/image")
+        elif self.path == "/file":
+            self.answer(302, b"", Location="file:///etc/passwd")
+        else:
+            self.answer(404, b"")
+
+    def answer(self, code: int, body: bytes, **headers):
+        self.send_response(code)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch):
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{running.server_port}"
+        running.shutdown()
+
+
+def test_an_image_comes_also_where_it_has_moved(server):
+    assert remote.fetch(f"{server}/image", allow_private=True) == b"x" * 1000
+    assert remote.fetch(f"{server}/on", allow_private=True) == b"x" * 1000
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://127.0.0.1/x",
+        "http://localhost:80/x",
+        "http://10.0.0.1/x",
+        "http://192.168.1.1/x",
+        "http://169.254.169.254/latest/meta-data",
+        "http://[::1]/x",
+        "http://[::ffff:127.0.0.1]/x",
+        "http://0.0.0.0/x",
+    ],
+)
+def test_this_machine_and_its_neighbours_are_not_asked(url):
+    with pytest.raises(Unreadable, match=r"private network.*--allow-private"):
+        remote.fetch(url)
+
+
+def test_what_is_not_fetched_is_said(server, monkeypatch):
+    monkeypatch.setattr(remote, "LIMIT", 2000)
+    for path, words in (
+        ("/large", "larger than"),
+        ("/round", "leads on to other addresses more than 3 times"),
+        ("/file", "only http:// and https://"),
+        ("/none", "answered 404"),
+    ):
+        with pytest.raises(Unreadable, match=words):
+            remote.fetch(server + path, allow_private=True)
+    for url in ("file:///etc/passwd", "ftp://example.org/x", "https://"):
+        with pytest.raises(Unreadable, match="only http:// and https://"):
+            remote.fetch(url)
+    with pytest.raises(Unreadable, match="cannot be fetched"):
+        remote.fetch("http://127.0.0.1:1/x", allow_private=True)
+
+
+def test_a_name_that_means_another_host_when_it_is_asked_is_refused(server, monkeypatch):
+    public = [(0, 0, 0, "", ("93.184.216.34", 80))]
+    monkeypatch.setattr(remote.socket, "getaddrinfo", lambda *args, **kinds: public)
+    monkeypatch.setattr(remote, "_check", lambda url, allow: None)  # as if it had been public a moment ago
+    with pytest.raises(Unreadable, match="private network"):
+        remote.fetch(f"{server}/image")

@@ -1,0 +1,58 @@
+"""A distance from the training images: its rate of false alarms is the one that was asked for, and strangers are far."""
+
+import numpy as np
+import pytest
+
+from medvitlib.errors import MedvitError
+from medvitlib.outliers import Familiar, familiar
+
+
+def features(n: int, seed: int, dims: int = 60) -> np.ndarray:
+    """A few strong directions, many weak ones."""
+    rng = np.random.default_rng(seed)
+    mixing = np.random.default_rng(99).normal(size=(5, dims))
+    return rng.normal(size=(n, 5)) @ mixing + 0.3 * rng.normal(size=(n, dims)) + 2.0
+
+
+@pytest.mark.parametrize("alarms", [0.05, 0.2])
+def test_the_share_of_usual_images_that_are_called_unlike_is_the_one_asked_for(alarms):
+    found = familiar(features(400, 0), np.arange(400), features(300, 1), np.arange(300), alarms=alarms)
+    rate = (found.distance(features(3000, 2)) > found.limit).mean()
+    assert rate == pytest.approx(alarms, abs=0.5 * alarms)
+    assert found.measured.low <= alarms <= found.measured.high
+    assert found.measured.n_images == 300
+
+
+def test_strangers_are_far_in_a_main_direction_and_outside_of_all():
+    found = familiar(features(400, 0), np.arange(400), features(100, 1), np.arange(100))
+    outside = features(50, 3) + 3 * np.random.default_rng(4).normal(size=(50, 60))
+    along = features(50, 5) + 12 * np.random.default_rng(99).normal(size=(5, 60))[0]
+    assert (found.distance(outside) > found.limit).all()
+    assert (found.distance(along) > found.limit).all()
+
+
+def test_the_distance_is_mahalanobis_with_the_small_variances_made_equal():
+    x = features(500, 0)
+    found = familiar(x, np.arange(500), x, np.arange(500))
+    values, vectors = np.linalg.eigh(np.cov(x.T))
+    values, vectors = values[::-1].copy(), vectors[:, ::-1]
+    values[32:] = values[32:].mean()
+    scores = (x[:20] - x.mean(0)) @ vectors
+    expected = np.sqrt((scores**2 / values).sum(1) / 60)
+    np.testing.assert_allclose(found.distance(x[:20]), expected, rtol=1e-3)
+
+
+def test_it_goes_through_json_and_a_damaged_one_is_refused():
+    found = familiar(features(100, 0), np.arange(100), features(50, 1), np.arange(50))
+    values = found.to_dict()
+    again = Familiar.from_dict(values)
+    x = features(10, 7)
+    assert np.array_equal(again.distance(x), found.distance(x)) and again.measured == found.measured
+    for damage in ({"mean": "AAAA"}, {"shape": [1]}, {"limit": None}):
+        with pytest.raises(MedvitError, match="cannot be read"):
+            Familiar.from_dict({**values, **damage})
+
+
+def test_too_few_images_are_refused():
+    with pytest.raises(MedvitError, match="10 training images: it takes 20"):
+        familiar(features(10, 0), np.arange(10), features(10, 1), np.arange(10))

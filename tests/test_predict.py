@@ -1,0 +1,106 @@
+"""The next image: from every kind of source, one answer each, and a reason where there is none."""
+
+import json
+import shutil
+
+import cv2
+import numpy as np
+import pytest
+
+from medvitlib.data import open_dataset, split
+from medvitlib.errors import DataError, MedvitError
+from medvitlib.evaluate import evaluate
+from medvitlib.evaluation.calibration import apply_temperature
+from medvitlib.models.zoo import build
+from medvitlib.predict import Predictor
+from medvitlib.prepare import prepare
+from medvitlib.training.config import TrainConfig
+from medvitlib.training.features import forward
+from medvitlib.training.fit import fit
+
+CPU = {"device": "cpu", "precision": None}
+
+
+@pytest.fixture(scope="module")
+def parts():
+    return split(open_dataset("phantom/wbc4", image_size=32, n_patients=60, difficulty=0.0))
+
+
+@pytest.fixture(scope="module")
+def run(parts):
+    model = build("vit_tiny_test", 4, weights=None)
+    found = fit(model, parts, TrainConfig(epochs=2, batch_size=16, lr=1e-3), name="predicted", quiet=True, plot=False, **CPU)
+    evaluate(found, parts.test, figures=False, n_boot=100, **CPU)
+    prepare(found, parts, **CPU)
+    return found
+
+
+@pytest.fixture(scope="module")
+def predictor(run, tmp_path_factory):
+    """From the two files alone."""
+    folder = tmp_path_factory.mktemp("model")
+    for name in ("model.safetensors", "model.json"):
+        shutil.copy(run.folder / name, folder)
+    return Predictor(folder, **CPU)
+
+
+@pytest.fixture
+def folder(parts, tmp_path):
+    for i in range(5):
+        cv2.imwrite(str(tmp_path / f"{i}.png"), parts.test.images[i][..., ::-1])
+    (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff no image")
+    (tmp_path / "notes.txt").write_text("no image")
+    return tmp_path
+
+
+def test_the_probabilities_are_those_of_the_report(run, parts, predictor):
+    expected = forward(run.model, parts.test, **CPU)
+    temperature = json.loads((run.folder / "model.json").read_text())["temperature"]
+    answers = list(predictor.predict(np.asarray(parts.test.images)))
+    found = np.array([list(answer.probabilities.values()) for answer in answers])
+    np.testing.assert_allclose(found, apply_temperature(expected, temperature), atol=1e-5)
+    assert [a.label for a in answers] == [parts.test.classes[k] for k in expected.argmax(1)]
+
+
+def test_a_folder_a_path_an_array_and_a_list_agree(predictor, parts, folder):
+    whole = list(predictor.predict(folder, batch_size=2))
+    assert [answer.name for answer in whole] == [str(folder / f"{i}.png") for i in range(5)] + [str(folder / "broken.jpg")]
+    assert "damaged" in whole[-1].error and whole[-1].row()["decision"] == "" and "no answer" in whole[-1].sentence()
+    (one,) = predictor.predict(folder / "0.png")
+    (array,) = predictor.predict(parts.test.images[0])
+    some = list(predictor.predict([folder / "0.png", parts.test.images[0]]))
+    for answer in (one, array, *some):
+        assert answer.probabilities == pytest.approx(whole[0].probabilities, abs=1e-6)
+
+
+def test_sets_hold_the_true_class_and_strangers_are_told(predictor, parts):
+    answers = list(predictor.predict(np.asarray(parts.test.images)))
+    names = [parts.test.classes[label] for label in parts.test.labels]
+    inside = np.mean([name in answer.classes for name, answer in zip(names, answers, strict=True)])
+    assert inside > 0.75
+    assert np.mean([answer.unlike for answer in answers]) < 0.3
+    noise = np.random.default_rng(0).integers(0, 256, (10, 32, 32, 3), dtype=np.uint8)
+    strangers = list(predictor.predict(noise))
+    assert all(answer.unlike and "UNLIKE" in answer.sentence() for answer in strangers)
+
+
+def test_a_folder_of_any_size_is_answered_for_as_it_is_read(predictor, folder):
+    answers = predictor.predict(folder, batch_size=1)
+    assert next(answers).name.endswith("0.png")
+    (folder / "4.png").unlink()
+    assert "cannot be read" in list(answers)[3].error
+
+
+def test_what_cannot_be_is_said(predictor, run, tmp_path):
+    for source, words in (
+        (tmp_path / "none", "there is nothing at"),
+        (tmp_path, "holds no image"),
+        (np.zeros((2, 2), np.float32), "expected uint8"),
+        (np.zeros((4, 32, 32, 5), np.uint8), "expected uint8"),
+    ):
+        with pytest.raises(DataError, match=words):
+            list(predictor.predict(source))
+    (private,) = predictor.predict("http://127.0.0.1/x.png")
+    assert "private network" in private.error
+    with pytest.raises(MedvitError):
+        Predictor(tmp_path)

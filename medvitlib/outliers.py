@@ -103,10 +103,11 @@ def _fit(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
     """Mean, scaled main directions and spread of the rest."""
     n, d = x.shape
     mean = x.mean(0)
-    components = min(COMPONENTS, d - 1, max(1, n // 4))
+    components = min(COMPONENTS, max(1, d // 2), max(1, n // 4))
     _, sizes, directions = np.linalg.svd(x - mean, full_matrices=False)
     variances = sizes**2 / max(1, n - 1)
-    rest = float(np.sqrt(max(variances[components:].sum() / (d - components), 1e-12)))
+    least = max(1e-4 * variances.sum() / d, 1e-12)  # after a norm some directions do not vary at all
+    rest = float(np.sqrt(max(variances[components:].sum() / (d - components), least)))
     spread = np.sqrt(np.maximum(variances[:components], rest**2))
     return mean, directions[:components] / spread[:, None], rest
 

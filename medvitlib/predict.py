@@ -209,7 +209,8 @@ def _images(source) -> tuple[Iterator[tuple[str, np.ndarray | None]], int | None
         array = array[None] if array.ndim == 3 else array
         if array.dtype != np.uint8 or array.ndim != 4 or array.shape[-1] not in (1, 3) or not array.size:
             raise DataError(
-                f"an array of {array.dtype} {np.shape(source)}: expected uint8 (H, W), (H, W, C) or (N, H, W, C), C 1 or 3."
+                f"an array of {array.dtype} {np.shape(source)}: expected uint8 (H, W), (H, W, C) or (N, H, W, C), with "
+                "1 or 3 channels."
             )
         return ((str(i), image) for i, image in enumerate(array)), len(array)
     if isinstance(source, Iterable) and not isinstance(source, str | os.PathLike):

@@ -49,9 +49,13 @@ def prepare(
     path = run.folder / "model.json"
     info = json.loads(path.read_text())
     if "temperature" not in info:
-        raise MedvitError(f"{run.folder} has no temperature and no thresholds yet: call evaluate(run, parts.test) first.")
+        raise MedvitError(
+            f"{run.folder} has no temperature and no thresholds yet: call evaluate(run, parts.test) first."
+        )
     if list(parts.train.classes) != list(run.classes) or list(run.validation["id"]) != list(parts.val.ids):
-        raise MedvitError(f"{run.folder} was not trained on this split: open the data and split it as for the training.")
+        raise MedvitError(
+            f"{run.folder} was not trained on this split: open the data and split it as for the training."
+        )
     groups = run.validation["group"].to_numpy(str) if run.groups_known else None
     given = {
         "y_true": run.validation["y_true"].map(run.classes.index).to_numpy(np.int64),

@@ -1,4 +1,4 @@
-"""A distance from the training images: its rate of false alarms is the one that was asked for, and strangers are far."""
+"""A distance from the training images: false alarms at the rate that was asked for, and strangers are far."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ def test_the_share_of_usual_images_that_are_called_unlike_is_the_one_asked_for(a
     found = familiar(features(400, 0), np.arange(400), features(300, 1), np.arange(300), alarms=alarms)
     rate = (found.distance(features(3000, 2)) > found.limit).mean()
     assert rate == pytest.approx(alarms, abs=0.5 * alarms)
-    assert found.measured.low <= alarms <= found.measured.high
+    assert found.measured.low <= rate <= found.measured.high
     assert found.measured.n_images == 300
 
 
@@ -36,7 +36,7 @@ def test_the_distance_is_mahalanobis_with_the_small_variances_made_equal():
     found = familiar(x, np.arange(500), x, np.arange(500))
     values, vectors = np.linalg.eigh(np.cov(x.T))
     values, vectors = values[::-1].copy(), vectors[:, ::-1]
-    values[32:] = values[32:].mean()
+    values[30:] = values[30:].mean()  # half of the directions
     scores = (x[:20] - x.mean(0)) @ vectors
     expected = np.sqrt((scores**2 / values).sum(1) / 60)
     np.testing.assert_allclose(found.distance(x[:20]), expected, rtol=1e-3)

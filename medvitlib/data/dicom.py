@@ -58,10 +58,14 @@ def decode_dicom(data: bytes) -> np.ndarray:
     values = np.asarray(apply_modality_lut(stored, file), np.float64)
     if file.get("VOILUTSequence"):
         table = file.VOILUTSequence[0]
-        shown = np.asarray(apply_voi(values.astype(np.int64), file), np.float64) / (2 ** int(table.LUTDescriptor[2]) - 1)
+        shown = np.asarray(apply_voi(values.astype(np.int64), file), np.float64) / (
+            2 ** int(table.LUTDescriptor[2]) - 1
+        )
         image = np.rint(255 * shown.clip(0, 1)).astype(np.uint8)
     elif file.get("WindowWidth") not in (None, ""):
-        image = window(values, _first(file.WindowCenter), _first(file.WindowWidth), file.get("VOILUTFunction", "LINEAR"))
+        image = window(
+            values, _first(file.WindowCenter), _first(file.WindowWidth), file.get("VOILUTFunction", "LINEAR")
+        )
     else:
         image = _stretched(values, values[~padding])
     if padding.any():

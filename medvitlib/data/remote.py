@@ -36,14 +36,15 @@ def fetch(url: str, *, allow_private: bool = False) -> bytes:
 
     start, asked = time.monotonic(), url
     with requests.Session() as session:
+        if not allow_private:
+            for scheme in ("http://", "https://"):
+                session.mount(scheme, _adapter())
         for _ in range(REDIRECTS + 1):
             _check(asked, allow_private)
             try:
                 with session.get(
                     asked, stream=True, allow_redirects=False, timeout=(CONNECT_LIMIT, READ_LIMIT)
                 ) as answer:
-                    if not allow_private and not session.proxies and (peer := _peer(answer)):
-                        _check_public(peer, asked)  # the name may have meant another host by now
                     if answer.is_redirect:
                         asked = urljoin(asked, answer.headers["location"])
                         continue
@@ -92,10 +93,23 @@ def _check_public(host: str, url: str) -> None:
         )
 
 
-def _peer(answer) -> str | None:
-    """The address that was really asked."""
-    connection = getattr(answer.raw, "connection", None) or getattr(answer.raw, "_connection", None)
-    try:
-        return connection.sock.getpeername()[0]
-    except (AttributeError, OSError):
-        return None
+def _adapter():
+    """What `requests` connects by: once more the host's address is looked at, before anything is said to it.
+
+    By then the name may mean another host than when it was checked. (A proxy looks names up itself.)
+    """
+    from requests.adapters import HTTPAdapter
+    from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
+
+    def guarded(pool: type) -> type:
+        class Connection(pool.ConnectionCls):
+            def connect(self) -> None:
+                super().connect()
+                _check_public(self.sock.getpeername()[0], f"{pool.scheme}://{self.host}")
+
+        return type("Guarded", (pool,), {"ConnectionCls": Connection})
+
+    adapter = HTTPAdapter()
+    pools = {pool.scheme: guarded(pool) for pool in (HTTPConnectionPool, HTTPSConnectionPool)}
+    adapter.poolmanager.pool_classes_by_scheme = pools
+    return adapter

@@ -1,4 +1,4 @@
-"""Sets of classes that hold the true one as often as was asked, whatever the model is worth: split conformal prediction.
+"""Sets of classes that hold the true one as often as was asked, however poor the model: split conformal prediction.
 
 A class is in an image's set where its probability reaches a cut-off, chosen on validation so that a new image's true
 class is missed at most as often as allowed (Vovk, Gammerman & Shafer 2005; the score is that of Sadinle, Lei &
@@ -87,8 +87,8 @@ def conformal(
             unit = "patients" if data.groups_known else "images"
             needed = math.ceil(coverage / (1 - coverage) - 1e-9)
             raise NotCalibrated(
-                f"Sets that hold {what} {percent(coverage)} of the time take {needed} {unit} to calibrate on; there are "
-                f"{len(lowest)}. Ask for less, collect more"
+                f"Sets that hold {what} {percent(coverage)} of the time take {needed} {unit} to calibrate on; there "
+                f"are {len(lowest)}. Ask for less, collect more"
                 + (', or take by="all", which promises it over all classes only.' if by == "class" else ".")
             )
         found[name] = float(np.sort(lowest)[rank - 1]), len(lowest)

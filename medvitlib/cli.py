@@ -68,6 +68,15 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("config", metavar="CONFIG.yaml", help="data, split, model, settings: see medvitlib/train.py")
     train.add_argument("--resume", action="store_true", help="go on with a training that was interrupted")
     train.add_argument("--deterministic", action="store_true", help="refuse what gives two results in two runs")
+    answer = add(commands, "predict", _predict, "what a trained model says of images, a folder, or an address")
+    answer.add_argument("model", metavar="MODEL", help="a run's folder or name, or a folder with its two model files")
+    answer.add_argument("images", metavar="IMAGE", nargs="+", help="files, folders, DICOM files, https:// addresses")
+    answer.add_argument("--out", metavar="CSV", help="write a row an image there instead of printing a line each")
+    answer.add_argument("--maps", metavar="DIR", help="write each image with its heat map (Grad-CAM) there")
+    answer.add_argument("--threshold", default="recall", help="recall, certified, 0.5 or a number (two classes)")
+    answer.add_argument("--batch-size", type=int, default=32, metavar="N", help="images at a time (default: 32)")
+    answer.add_argument("--allow-private", action="store_true", help="fetch from this machine's network, too")
+    answer.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the best there is)")
     search = add(commands, "search", _search_run, "search hyper-parameters: a grid, by chance, or TPE")
     actions = search.add_subparsers(metavar="ACTION", required=True)
     go = add(actions, "run", _search_run, "train every point that is not trained yet; on several machines, together")
@@ -162,6 +171,18 @@ def _train(options: argparse.Namespace) -> int:
         return 0
     print("", *report.sentences(), f"\nThe run, report.json and plots: {run.folder}", sep="\n")
     return 0
+
+
+def _predict(options: argparse.Namespace) -> int:
+    from medvitlib.predict import NOTICE, Predictor, written
+
+    predictor = Predictor(options.model, threshold=options.threshold, device=options.device)
+    asked = {"batch_size": options.batch_size, "allow_private": options.allow_private, "quiet": not options.out}
+    answers = predictor.predict(options.images, **asked)
+    counts = written(answers, predictor, options.out, options.maps, show=print)
+    print(f"{counts['images']} images, {counts['errors']} without an answer, {counts['unlike']} unlike the training's.")
+    print(NOTICE)
+    return 1 if counts["errors"] == counts["images"] else 0
 
 
 def _search_run(options: argparse.Namespace) -> int:

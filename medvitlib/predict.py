@@ -8,11 +8,14 @@ A run's model.safetensors and model.json are all that is read; no code comes wit
 so memory is the same for ten and for a hundred thousand.
 """
 
+import csv
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -27,9 +30,13 @@ from medvitlib.evaluation.conformal import Conformal
 from medvitlib.evaluation.inputs import percent
 from medvitlib.models.zoo import head_of
 from medvitlib.outliers import Familiar
+from medvitlib.paths import runs_dir
 from medvitlib.progress import track
 from medvitlib.training.features import hardware
 from medvitlib.training.run import load_model
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 NOTICE = "Research software, no medical device: not for diagnosis."
 DICOM = {".dcm", ".dicom", ".ima"}
@@ -97,6 +104,7 @@ class Predictor:
         device: str | torch.device | None = None,
         precision: torch.dtype | str | None = "auto",
     ):
+        folder = Path(folder) if (Path(folder) / "model.json").is_file() else runs_dir() / folder
         self.model, info = load_model(folder)
         self.device, self.dtype = hardware(device, precision)
         self.model.to(self.device).eval()
@@ -125,6 +133,18 @@ class Predictor:
         while some := list(islice(shown, batch_size)):
             read = [self._read(name, given, allow_private) for name, given in some]
             yield from self._answers([name for name, _ in some], read)
+
+    def draw(self, answer: Prediction) -> "Figure":
+        """The image, and where it speaks for the class that was decided for (Grad-CAM)."""
+        from medvitlib.explain import gradcam
+        from medvitlib.explain.pictures import show_maps
+
+        planes = torch.from_numpy(np.ascontiguousarray(np.moveaxis(answer.image, -1, 0)))[None]
+        x = normalise(planes.to(self.device), self.model.preprocessing)
+        heat = gradcam(self.model, x, self.classes.index(answer.label)).cpu()
+        return show_maps(
+            [answer.image], {"Grad-CAM": heat}, [f"{answer.label}\n{answer.probabilities[answer.label]:.2f}"]
+        )
 
     def _threshold(self, stored: dict[str, float], asked: str | float) -> float:
         if self.positive is None:
@@ -199,6 +219,52 @@ class Predictor:
             return self.classes[int(p.argmax())]
         index = self.classes.index(self.positive)
         return self.classes[index if p[index] >= self.threshold else 1 - index]
+
+
+def written(
+    answers: Iterable[Prediction],
+    predictor: Predictor,
+    table: str | Path | None = None,
+    maps: str | Path | None = None,
+    show: Callable[[str], None] | None = None,
+) -> dict[str, int]:
+    """Write answers as they come: a row an image into a CSV, a picture an image into a folder, else a line each.
+
+    Args:
+        table: the CSV; an interruption leaves the rows so far.
+        maps: a folder for pictures of each image beside its Grad-CAM of the class that was decided for.
+        show: what prints a line, where there is no table.
+
+    Returns:
+        how many images, errors and unlike ones there were.
+
+    Raises:
+        DataError: the table or folder cannot be written.
+    """
+    counts = {"images": 0, "errors": 0, "unlike": 0}
+    try:
+        with open(table, "w", newline="", encoding="utf-8") if table else nullcontext() as file:
+            writer = None
+            if file:
+                columns = ["image", "decision", *(f"p_{name}" for name in predictor.classes)]
+                writer = csv.DictWriter(file, [*columns, "set", "distance", "unlike", "error"], restval="")
+                writer.writeheader()
+            if maps:
+                Path(maps).mkdir(parents=True, exist_ok=True)
+            for answer in answers:
+                counts["images"] += 1
+                counts["errors"] += bool(answer.error)
+                counts["unlike"] += answer.unlike
+                if writer:
+                    writer.writerow(answer.row())
+                elif show:
+                    show(f"{answer.name}: {answer.sentence()}")
+                if maps and not answer.error:
+                    name = f"{counts['images']:06d}_{Path(answer.name).stem or 'image'}.png"
+                    predictor.draw(answer).savefig(Path(maps) / name)
+    except OSError as error:
+        raise DataError(f"{error.filename or table} cannot be written ({error.strerror or error}).") from error
+    return counts
 
 
 def _images(source) -> tuple[Iterator[tuple[str, np.ndarray | None]], int | None]:

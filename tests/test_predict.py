@@ -5,8 +5,10 @@ import shutil
 
 import cv2
 import numpy as np
+import pandas as pd
 import pytest
 
+from medvitlib.cli import main
 from medvitlib.data import open_dataset, split
 from medvitlib.errors import DataError, MedvitError
 from medvitlib.evaluate import evaluate
@@ -94,6 +96,24 @@ def test_a_folder_of_any_size_is_answered_for_as_it_is_read(predictor, folder):
     assert next(answers).name.endswith("0.png")
     (folder / "4.png").unlink()
     assert "cannot be read" in list(answers)[3].error
+
+
+def test_the_command_answers_by_line_and_by_table(run, folder, capsys):
+    assert main(["predict", str(run.folder), str(folder / "0.png"), "--device", "cpu"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"{folder / '0.png'}: ") and "no medical device" in said
+    table, maps = folder / "out.csv", folder / "maps"
+    arguments = ["predict", run.folder.name, str(folder), "--out", str(table), "--maps", str(maps), "--device", "cpu"]
+    assert main(arguments) == 0
+    assert "6 images, 1 without an answer" in capsys.readouterr().out
+    rows = pd.read_csv(table, keep_default_na=False)
+    assert list(rows["image"]) == [*(str(folder / f"{i}.png") for i in range(5)), str(folder / "broken.jpg")]
+    assert rows["error"].str.contains("damaged").tolist() == [False] * 5 + [True]
+    assert rows[[f"p_{name}" for name in run.classes]][:5].astype(float).sum(1).to_numpy() == pytest.approx(1, abs=1e-4)
+    assert len(list(maps.iterdir())) == 5
+    assert main(["predict", str(run.folder), str(folder / "broken.jpg"), "--device", "cpu"]) == 1
+    assert main(["predict", str(run.folder), str(folder / "nothing"), "--device", "cpu"]) == 1
+    assert "there is nothing at" in capsys.readouterr().err
 
 
 def test_what_cannot_be_is_said(predictor, run, tmp_path):

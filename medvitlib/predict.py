@@ -9,7 +9,6 @@ so memory is the same for ten and for a hundred thousand.
 """
 
 import csv
-import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -21,25 +20,24 @@ import numpy as np
 import torch
 
 from medvitlib.data import normalise
-from medvitlib.data.decode import SUFFIXES, Unreadable, decode, fit, is_grey
-from medvitlib.data.dicom import decode_dicom, is_dicom
-from medvitlib.data.remote import fetch, is_address
+from medvitlib.data.decode import Unreadable
+from medvitlib.data.incoming import incoming, read
 from medvitlib.errors import DataError, MedvitError
 from medvitlib.evaluation.calibration import apply_temperature
 from medvitlib.evaluation.conformal import Conformal
 from medvitlib.evaluation.inputs import percent
+from medvitlib.models.saved import load_model
 from medvitlib.models.zoo import head_of
 from medvitlib.outliers import Familiar
 from medvitlib.paths import runs_dir
 from medvitlib.progress import track
+from medvitlib.teaching import FOLDER as TEACHING
 from medvitlib.training.features import hardware
-from medvitlib.training.run import load_model
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NOTICE = "Research software, no medical device: not for diagnosis."
-DICOM = {".dcm", ".dicom", ".ima"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +86,7 @@ class Predictor:
     """A trained model that is ready for images.
 
     Args:
-        folder: a run's, or one with its model.safetensors and model.json.
+        folder: a run's or its name, one with its model.safetensors and model.json, or "teaching": the committed model.
         threshold: the name of a stored one ("0.5", "recall", "certified"), or a number from 0 to 1; two classes only.
         device, precision: as `fit` takes them.
 
@@ -104,8 +102,7 @@ class Predictor:
         device: str | torch.device | None = None,
         precision: torch.dtype | str | None = "auto",
     ):
-        folder = Path(folder) if (Path(folder) / "model.json").is_file() else runs_dir() / folder
-        self.model, info = load_model(folder)
+        self.model, info = load_model(_found(folder))
         self.device, self.dtype = hardware(device, precision)
         self.model.to(self.device).eval()
         self.classes, self.positive = list(info["classes"]), info["positive"]
@@ -128,11 +125,11 @@ class Predictor:
         Raises:
             DataError: nothing at that path, a folder without images, or an array that holds none.
         """
-        names, total = _images(source)
+        names, total = incoming(source)
         shown = names if quiet else track(names, "Predicting", total=total)
         while some := list(islice(shown, batch_size)):
-            read = [self._read(name, given, allow_private) for name, given in some]
-            yield from self._answers([name for name, _ in some], read)
+            images = [self._read(name, given, allow_private) for name, given in some]
+            yield from self._answers([name for name, _ in some], images)
 
     def draw(self, answer: Prediction) -> "Figure":
         """The image, and where it speaks for the class that was decided for (Grad-CAM)."""
@@ -160,28 +157,17 @@ class Predictor:
         return value
 
     def _read(self, name: str, given: np.ndarray | None, allow_private: bool) -> np.ndarray | str:
-        """uint8 (H, W, C) of the model's size and channels, or why not."""
-        expected = self.model.preprocessing
         try:
-            if given is None:
-                data = fetch(name, allow_private=allow_private) if is_address(name) else Path(name).read_bytes()
-                given = decode_dicom(data) if is_dicom(data) else decode(data, "" if is_address(name) else name)
-            image = fit(given, tuple(expected.image_size))
-            if expected.channels == 1 and image.shape[2] == 3:
-                if not is_grey(image):
-                    raise Unreadable("a picture in colour, for a model of grey ones")
-                image = np.ascontiguousarray(image[:, :, :1])
-            return image
+            return read(name, given, self.model.preprocessing, allow_private)
         except Unreadable as error:
             return str(error)
-        except OSError as error:
-            return f"cannot be read ({error.strerror or error})"
 
     @torch.inference_mode()
-    def _answers(self, names: list[str], read: list[np.ndarray | str]) -> Iterator[Prediction]:
-        good = [image for image in read if not isinstance(image, str)]
+    def _answers(self, names: list[str], images: list[np.ndarray | str]) -> Iterator[Prediction]:
+        """One an image, in order; for a text in its place, that as the reason."""
+        good = [image for image in images if not isinstance(image, str)]
         found = iter(self._outputs(good)) if good else iter(())
-        for name, image in zip(names, read, strict=True):
+        for name, image in zip(names, images, strict=True):
             if isinstance(image, str):
                 yield Prediction(name, {}, "", self.threshold, None, float("nan"), False, image)
                 continue
@@ -219,6 +205,20 @@ class Predictor:
             return self.classes[int(p.argmax())]
         index = self.classes.index(self.positive)
         return self.classes[index if p[index] >= self.threshold else 1 - index]
+
+
+def _found(folder: str | Path) -> Path:
+    """Where the two files are."""
+    teaching = [TEACHING] if str(folder) == "teaching" else []
+    places = [Path(folder), runs_dir() / folder, *teaching]
+    for place in places:
+        if (place / "model.json").is_file():
+            return place
+    runs = sorted(path.parent.name for path in runs_dir().glob("*/model.json"))
+    raise MedvitError(
+        f"There is no model at {folder}: a folder with model.safetensors and model.json is expected, the name of a run "
+        f"in {runs_dir()} ({', '.join(runs) or 'which has none'}), or `teaching`, which is always here."
+    )
 
 
 def written(
@@ -265,44 +265,3 @@ def written(
     except OSError as error:
         raise DataError(f"{error.filename or table} cannot be written ({error.strerror or error}).") from error
     return counts
-
-
-def _images(source) -> tuple[Iterator[tuple[str, np.ndarray | None]], int | None]:
-    """(name, image or None) of everything that was given, and how many where that is known beforehand."""
-    if isinstance(source, np.ndarray | torch.Tensor):
-        array = np.asarray(source)
-        array = array[..., None] if array.ndim == 2 else array
-        array = array[None] if array.ndim == 3 else array
-        if array.dtype != np.uint8 or array.ndim != 4 or array.shape[-1] not in (1, 3) or not array.size:
-            raise DataError(
-                f"an array of {array.dtype} {np.shape(source)}: expected uint8 (H, W), (H, W, C) or (N, H, W, C), with "
-                "1 or 3 channels."
-            )
-        return ((str(i), image) for i, image in enumerate(array)), len(array)
-    if isinstance(source, Iterable) and not isinstance(source, str | os.PathLike):
-        return (pair for one in source for pair in _images(one)[0]), len(source) if hasattr(source, "__len__") else None
-    if is_address(source):
-        return iter([(str(source), None)]), 1
-    path = Path(source)
-    if path.is_dir():
-        found = _files(path)
-        if (first := next(found, None)) is None:
-            raise DataError(f"{path} holds no image (PNG, JPEG, BMP, TIFF or DICOM).")
-        return ((str(file), None) for file in _chained(first, found)), None
-    if not path.exists():
-        raise DataError(f"there is nothing at {path}. Check the path; an address starts with https://.")
-    return iter([(str(path), None)]), 1
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    """Every file below that is called like an image, in order, one folder at a time."""
-    for place, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
-            if Path(name).suffix.lower() in SUFFIXES.keys() | DICOM and not name.startswith("."):
-                yield Path(place, name)
-
-
-def _chained(first: Path, rest: Iterator[Path]) -> Iterator[Path]:
-    yield first
-    yield from rest

@@ -35,6 +35,7 @@ from medvitlib.evaluation.inputs import check_share
 from medvitlib.evaluation.report import Report
 from medvitlib.models.adapt import adapt, trained_share
 from medvitlib.models.zoo import build, count_parameters
+from medvitlib.prepare import prepare
 from medvitlib.training import parallel
 from medvitlib.training.config import TrainConfig, of_kind
 from medvitlib.training.fit import fit
@@ -52,7 +53,7 @@ KEYS = {
 def train(
     path: str | Path, *, resume: bool = False, deterministic: bool = False
 ) -> tuple[Run, Report] | tuple[None, None]:
-    """Do what a YAML file says, and print it as it comes: the parts, the weights, the epochs.
+    """Do what a YAML file says, and print it as it comes: parts, weights, epochs. What it leaves can predict.
 
     In processes that torchrun has started they train together (see `fit`); the first one prints, evaluates and returns
     what came out, the others return None twice.
@@ -75,7 +76,9 @@ def train(
     run = fit(net, parts, config, name=asked["name"], resume=resume, settings={"asked": settings})
     if run is None:
         return None, None
-    return run, evaluate(run, parts.test, **asked["evaluate"])
+    report = evaluate(run, parts.test, **asked["evaluate"])
+    prepare(run, parts)
+    return run, report
 
 
 def open_parts(asked: dict[str, Any], quiet: bool = False, like: Split | None = None) -> Split:

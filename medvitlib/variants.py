@@ -26,6 +26,7 @@ from medvitlib.machine import cores
 from medvitlib.models.adapt import METHODS, adapt, options_of
 from medvitlib.models.int8 import quantise
 from medvitlib.models.pruning import count_nonzero, prune, prune_2_of_4
+from medvitlib.models.saved import load_model
 from medvitlib.models.shrinking import shrink
 from medvitlib.models.zoo import count_parameters
 from medvitlib.progress import track
@@ -33,7 +34,7 @@ from medvitlib.training.config import TrainConfig
 from medvitlib.training.features import forward
 from medvitlib.training.fit import fit
 from medvitlib.training.probe import fit_probe
-from medvitlib.training.run import Run, load_model, start_run
+from medvitlib.training.run import Run, start_run
 from medvitlib.training.validation import validation_metrics
 
 if TYPE_CHECKING:

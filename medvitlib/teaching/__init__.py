@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import nn
 
-from medvitlib.training.run import load_model
+from medvitlib.models.saved import load_model
 
 FOLDER = Path(__file__).parent
 

@@ -18,7 +18,6 @@ makes a run of a name.
 
 import csv
 import errno
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -32,10 +31,10 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from torch import nn
 
-from medvitlib.data import Dataset, Preprocessing, Split
+from medvitlib.data import Dataset, Split
 from medvitlib.errors import DataError, MedvitError, TrainingError
 from medvitlib.jsonfile import write_json, write_text
-from medvitlib.models.zoo import build_from
+from medvitlib.models.saved import load_model, unreadable
 from medvitlib.paths import runs_dir
 from medvitlib.training.settings import describe, differences, write_settings
 
@@ -244,28 +243,6 @@ def _unfinished(folder: Path) -> Path:
     return folder.with_name(folder.name + ".unfinished")
 
 
-def load_model(folder: str | Path) -> tuple[nn.Module, dict]:
-    """A trained model, from its model.safetensors and model.json alone.
-
-    Returns:
-        the model in evaluation mode, carrying `.architecture` and `.preprocessing`, and what model.json says.
-
-    Raises:
-        MedvitError: one of the two files is missing, damaged, or made for another architecture.
-    """
-    from safetensors.torch import load_file
-
-    folder = Path(folder)
-    try:
-        info = json.loads((folder / "model.json").read_text())
-        model = build_from(info["architecture"])
-        model.load_state_dict(load_file(folder / "model.safetensors"))
-        model.preprocessing = Preprocessing(**info["preprocessing"])
-    except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
-        raise _unreadable("model", folder, error) from error
-    return model.eval(), info
-
-
 def load_run(folder: str | Path) -> Run:
     """Read a finished run back: from its path, or its name under `runs_dir()`.
 
@@ -284,10 +261,4 @@ def load_run(folder: str | Path) -> Run:
         keys = ("classes", "positive", "candidates", "groups_known")
         return Run(folder, model, validation=validation, **{key: info[key] for key in keys})
     except (OSError, KeyError, TypeError, ValueError) as error:
-        raise _unreadable("run", folder, error) from error
-
-
-def _unreadable(what: str, folder: Path, error: Exception) -> MedvitError:
-    return MedvitError(
-        f"The {what} in {folder} cannot be read ({error}). Run the training again, or restore the folder."
-    )
+        raise unreadable("run", folder, error) from error

@@ -11,17 +11,16 @@ so memory is the same for ten and for a hundred thousand.
 import csv
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from medvitlib.data import normalise
 from medvitlib.data.decode import Unreadable
-from medvitlib.data.incoming import incoming, read
+from medvitlib.data.incoming import Given, Source, incoming, read
 from medvitlib.errors import DataError, MedvitError
 from medvitlib.evaluation.calibration import apply_temperature
 from medvitlib.evaluation.conformal import Conformal
@@ -33,9 +32,6 @@ from medvitlib.paths import runs_dir
 from medvitlib.progress import track
 from medvitlib.teaching import FOLDER as TEACHING
 from medvitlib.training.features import hardware
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 NOTICE = "Research software, no medical device: not for diagnosis."
 
@@ -112,14 +108,34 @@ class Predictor:
         self.sets = Conformal(**more["sets"]) if more.get("sets") else None
         self.familiar = Familiar.from_dict(more["familiar"]) if more.get("familiar") else None
 
+    def __str__(self) -> str:
+        decision = "the likeliest class" if self.positive is None else f"{self.positive} from {self.threshold:.3f} on"
+        sets = "none: too few patients to calibrate them on"
+        if self.sets is not None:
+            each = "of each class" if self.sets.by == "class" else "of all classes together"
+            behind = ", ".join(f"{n}" for n in self.sets.patients)
+            sets = f"hold the true class for {percent(self.sets.coverage)} of new patients {each} (from {behind})"
+        unlike = "not known"
+        if self.familiar is not None:
+            unlike = f"above {self.familiar.limit:.2f}; called of usual images: {self.familiar.measured}"
+        size = " × ".join(map(str, self.model.preprocessing.image_size))
+        rows = {
+            "model": f"{self.model.architecture['name']}, {size} px",
+            "classes": ", ".join(self.classes),
+            "decides": f"{decision}; temperature {self.temperature:.3f}",
+            "sets": sets,
+            "unlike": unlike,
+        }
+        return "\n".join(f"{name:8s} {text}" for name, text in rows.items())
+
     def predict(
-        self, source, *, batch_size: int = 32, allow_private: bool = False, quiet: bool = False
+        self, source: Source, *, batch_size: int = 32, allow_private: bool = False, quiet: bool = False
     ) -> Iterator[Prediction]:
         """An answer for each image, as they come; one that cannot be read has its reason in `error`.
 
         Args:
-            source: a path of an image or folder, an http(s) address, a list of these, or uint8 (H, W), (H, W, C) or
-                (N, H, W, C).
+            source: a path of an image or folder, an http(s) address, the bytes of a file, uint8 (H, W), (H, W, C) or
+                (N, H, W, C), or a list of these.
             allow_private: fetch from this machine's network, too.
 
         Raises:
@@ -131,17 +147,12 @@ class Predictor:
             images = [self._read(name, given, allow_private) for name, given in some]
             yield from self._answers([name for name, _ in some], images)
 
-    def draw(self, answer: Prediction) -> "Figure":
-        """The image, and where it speaks for the class that was decided for (Grad-CAM)."""
-        from medvitlib.explain import gradcam
-        from medvitlib.explain.pictures import show_maps
-
-        planes = torch.from_numpy(np.ascontiguousarray(np.moveaxis(answer.image, -1, 0)))[None]
-        x = normalise(planes.to(self.device), self.model.preprocessing)
-        heat = gradcam(self.model, x, self.classes.index(answer.label)).cpu()
-        return show_maps(
-            [answer.image], {"Grad-CAM": heat}, [f"{answer.label}\n{answer.probabilities[answer.label]:.2f}"]
-        )
+    def decide_again(self, answer: Prediction) -> Prediction:
+        """The same answer at the threshold as it now is."""
+        if answer.error:
+            return answer
+        p = np.array(list(answer.probabilities.values()))
+        return replace(answer, label=self._decide(p), threshold=self.threshold)
 
     def _threshold(self, stored: dict[str, float], asked: str | float) -> float:
         if self.positive is None:
@@ -156,7 +167,7 @@ class Predictor:
             raise MedvitError(f"threshold={asked!r}: expected 0 to 1, or one of {', '.join(stored) or 'none stored'}.")
         return value
 
-    def _read(self, name: str, given: np.ndarray | None, allow_private: bool) -> np.ndarray | str:
+    def _read(self, name: str, given: Given, allow_private: bool) -> np.ndarray | str:
         try:
             return read(name, given, self.model.preprocessing, allow_private)
         except Unreadable as error:
@@ -250,6 +261,8 @@ def written(
                 writer = csv.DictWriter(file, [*columns, "set", "distance", "unlike", "error"], restval="")
                 writer.writeheader()
             if maps:
+                from medvitlib.answers import draw_answer  # matplotlib takes its time
+
                 Path(maps).mkdir(parents=True, exist_ok=True)
             for answer in answers:
                 counts["images"] += 1
@@ -261,7 +274,7 @@ def written(
                     show(f"{answer.name}: {answer.sentence()}")
                 if maps and not answer.error:
                     name = f"{counts['images']:06d}_{Path(answer.name).stem or 'image'}.png"
-                    predictor.draw(answer).savefig(Path(maps) / name)
+                    draw_answer(predictor, answer).savefig(Path(maps) / name)
     except OSError as error:
         raise DataError(f"{error.filename or table} cannot be written ({error.strerror or error}).") from error
     return counts

@@ -5,6 +5,7 @@ then the photometric interpretation. A training set of exported PNGs had these a
 """
 
 import io
+from pathlib import Path
 
 import numpy as np
 
@@ -71,6 +72,32 @@ def decode_dicom(data: bytes) -> np.ndarray:
     if padding.any():
         image[padding] = image[~padding].min() if kind != "MONOCHROME1" else image[~padding].max()
     return (255 - image if kind == "MONOCHROME1" else image)[:, :, None]
+
+
+def save_dicom(path: str | Path, image: np.ndarray, *, inverted: bool = False) -> None:
+    """Write a grey picture as a DICOM file without a patient (a secondary capture): for lessons and tests.
+
+    Args:
+        image: uint8 (H, W) or (H, W, 1).
+        inverted: store it as MONOCHROME1, in which small values are bright; it looks the same.
+    """
+    from pydicom.dataset import Dataset, FileMetaDataset
+    from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
+
+    pixels = np.ascontiguousarray(image, np.uint8).reshape(image.shape[:2])
+    file = Dataset()
+    file.file_meta = FileMetaDataset()
+    file.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    file.SOPClassUID = file.file_meta.MediaStorageSOPClassUID = SecondaryCaptureImageStorage
+    file.SOPInstanceUID = file.file_meta.MediaStorageSOPInstanceUID = generate_uid(
+        entropy_srcs=[pixels.tobytes().hex()]
+    )
+    file.Rows, file.Columns = pixels.shape
+    file.SamplesPerPixel, file.PixelRepresentation = 1, 0
+    file.BitsAllocated, file.BitsStored, file.HighBit = 8, 8, 7
+    file.PhotometricInterpretation = "MONOCHROME1" if inverted else "MONOCHROME2"
+    file.PixelData = (255 - pixels if inverted else pixels).tobytes()
+    file.save_as(path, enforce_file_format=True)
 
 
 def window(values: np.ndarray, centre: float, width: float, function: str = "LINEAR") -> np.ndarray:

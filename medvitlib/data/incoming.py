@@ -16,15 +16,18 @@ from medvitlib.data.remote import fetch, is_address
 from medvitlib.data.transforms import Preprocessing
 from medvitlib.errors import DataError
 
+Source = str | os.PathLike | bytes | np.ndarray | torch.Tensor | Iterable
+Given = np.ndarray | bytes | None
+"""An image, a file's content, or nothing yet: its name says where it is."""
 DICOM = {".dcm", ".dicom", ".ima"}
 
 
-def incoming(source) -> tuple[Iterator[tuple[str, np.ndarray | None]], int | None]:
+def incoming(source: Source) -> tuple[Iterator[tuple[str, Given]], int | None]:
     """(name, image or None) of everything that was given, and how many where that is known beforehand.
 
     Args:
-        source: a path of an image or folder, an http(s) address, a list of these, or uint8 (H, W), (H, W, C) or
-            (N, H, W, C), of which the images are called by their position.
+        source: a path of an image or folder, an http(s) address, the bytes of a file, uint8 (H, W), (H, W, C) or
+            (N, H, W, C), of which the images are called by their position; or a list of these.
 
     Raises:
         DataError: nothing at that path, a folder without images, or an array that holds none.
@@ -39,6 +42,8 @@ def incoming(source) -> tuple[Iterator[tuple[str, np.ndarray | None]], int | Non
                 "1 or 3 channels."
             )
         return ((str(i), image) for i, image in enumerate(array)), len(array)
+    if isinstance(source, bytes):
+        return iter([("image", source)]), 1
     if isinstance(source, Iterable) and not isinstance(source, str | os.PathLike):
         several = [incoming(one) for one in source]  # a wrong path is told before the first answer
         counts = [count for _, count in several]
@@ -56,7 +61,7 @@ def incoming(source) -> tuple[Iterator[tuple[str, np.ndarray | None]], int | Non
     return iter([(str(path), None)]), 1
 
 
-def read(name: str, given: np.ndarray | None, expected: Preprocessing, allow_private: bool = False) -> np.ndarray:
+def read(name: str, given: Given, expected: Preprocessing, allow_private: bool = False) -> np.ndarray:
     """One image as a model takes it: uint8 (H, W, C) of its size and channels.
 
     Args:
@@ -69,10 +74,11 @@ def read(name: str, given: np.ndarray | None, expected: Preprocessing, allow_pri
     """
     try:
         if given is None:
-            data = fetch(name, allow_private=allow_private) if is_address(name) else Path(name).read_bytes()
-            given = decode_dicom(data) if is_dicom(data) else decode(data, "" if is_address(name) else name)
+            given = fetch(name, allow_private=allow_private) if is_address(name) else Path(name).read_bytes()
     except OSError as error:
         raise Unreadable(f"cannot be read ({error.strerror or error})") from None
+    if isinstance(given, bytes):
+        given = decode_dicom(given) if is_dicom(given) else decode(given, "" if is_address(name) else name)
     image = fit(given, tuple(expected.image_size))
     if expected.channels == 1 and image.shape[2] == 3:
         if not is_grey(image):

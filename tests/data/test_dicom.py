@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from medvitlib.data.decode import Unreadable
-from medvitlib.data.dicom import decode_dicom, is_dicom, window
+from medvitlib.data.dicom import decode_dicom, is_dicom, save_dicom, window
 
 pydicom = pytest.importorskip("pydicom")
 from pydicom.dataset import Dataset, FileMetaDataset  # noqa: E402 (after the check that it is there)
@@ -36,6 +36,15 @@ def written(pixels: np.ndarray, **more) -> bytes:
     target = io.BytesIO()
     pydicom.dcmwrite(target, file, enforce_file_format=True)
     return target.getvalue()
+
+
+@pytest.mark.parametrize("inverted", [False, True])
+def test_what_is_saved_looks_the_same_when_read(inverted, tmp_path):
+    image = np.arange(256, dtype=np.uint8).reshape(16, 16, 1)
+    save_dicom(tmp_path / "slice.dcm", image, inverted=inverted)
+    data = (tmp_path / "slice.dcm").read_bytes()
+    assert is_dicom(data)
+    np.testing.assert_array_equal(decode_dicom(data), image)
 
 
 def test_a_file_is_known_by_its_bytes():

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from medvitlib.answers import draw_answer, plot_answers, promises_kept, try_it
 from medvitlib.cli import main
 from medvitlib.data import open_dataset, split
 from medvitlib.errors import DataError, MedvitError
@@ -130,3 +131,72 @@ def test_what_cannot_be_is_said(predictor, run, tmp_path):
     assert "private network" in private.error
     with pytest.raises(MedvitError):
         Predictor(tmp_path)
+
+
+def test_a_file_in_memory_is_answered_for_like_one_on_disk(predictor, folder):
+    (one,), (same,) = predictor.predict(folder / "0.png"), predictor.predict((folder / "0.png").read_bytes())
+    assert same.probabilities == one.probabilities and same.name == "image"
+
+
+def test_a_list_counts_what_is_in_its_folders_and_tells_wrong_paths_first(predictor, folder):
+    assert len(list(predictor.predict([folder, folder / "0.png"]))) == 7
+    with pytest.raises(DataError, match="there is nothing at"):
+        next(predictor.predict([folder / "0.png", folder / "none.png"]))
+
+
+def test_an_answer_is_drawn_with_its_image_its_map_and_its_classes(predictor, folder):
+    good, *_, bad = predictor.predict(folder)
+    figure = draw_answer(predictor, good)
+    _, over, bars = figure.axes
+    assert len(over.images) == 2 and np.ptp(over.images[1].get_array()) > 0.5
+    assert sorted(tick.get_text() for tick in bars.get_yticklabels()) == sorted(predictor.classes)
+    assert good.label in figure.get_suptitle()
+    with pytest.raises(MedvitError, match="no answer to draw"):
+        draw_answer(predictor, bad)
+    assert "1 without an answer" in "".join(
+        text.get_text() for text in plot_answers(predictor, [good, bad]).axes[0].texts
+    )
+    with pytest.raises(MedvitError, match="nothing to plot"):
+        plot_answers(predictor, [bad])
+
+
+def test_promises_are_counted_by_patient(predictor, parts):
+    answers = list(predictor.predict(np.asarray(parts.test.images)))
+    kept = promises_kept(answers, parts.test)
+    missed = {
+        g
+        for a, label, g in zip(answers, parts.test.labels, parts.test.groups, strict=True)
+        if parts.test.classes[label] not in a.classes
+    }
+    patients = len(set(parts.test.groups))
+    assert kept["held"].value == pytest.approx(1 - len(missed) / patients) and kept["held"].n == patients
+    assert kept["unlike"].value == pytest.approx(np.mean([a.unlike for a in answers]))
+    with pytest.raises(MedvitError, match="each needs one"):
+        promises_kept(answers[1:], parts.test)
+
+
+def test_the_bench_answers_what_is_dropped_in_and_moves_the_threshold(folder):
+    ipywidgets = pytest.importorskip("ipywidgets")
+    predictor = Predictor("teaching", **CPU)
+    grey = np.full((224, 224, 1), 90, np.uint8)
+    answers = list(predictor.predict(grey))
+    bench = try_it(predictor, answers)
+    upload, slider, said, shown = bench.children
+    assert isinstance(bench, ipywidgets.VBox) and "no medical device" in said.value and shown.value.startswith("<svg")
+    slider.value = 1.0
+    (again,) = [predictor.decide_again(answer) for answer in answers]
+    assert again.label != predictor.positive and again.threshold == 1.0
+    content = cv2.imencode(".png", grey)[1].tobytes()
+    for name, data in (("<b>.png", content), ("torn.png", content[:60])):
+        upload.value = ({"name": name, "type": "image/png", "size": len(data), "content": memoryview(data)},)
+        assert "<b>.png:" not in said.value and (name == "torn.png") == ("no answer" in said.value)
+    assert try_it(predictor, answers, interactive=False).axes  # a figure, where there are no widgets
+
+
+def test_a_model_is_found_by_its_name_or_refused_with_those_there_are(run):
+    assert Predictor(run.folder.name, **CPU).classes == list(run.classes)
+    assert "COVID" in str(Predictor("teaching", **CPU))
+    with pytest.raises(MedvitError, match=f"(?s)no model at.*{run.folder.name}.*teaching"):
+        Predictor("predcited", **CPU)
+    with pytest.raises(MedvitError, match="threshold='recal': expected 0 to 1"):
+        Predictor("teaching", threshold="recal", **CPU)

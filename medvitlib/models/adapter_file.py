@@ -84,6 +84,10 @@ def load_adapter(model: nn.Module, path: str | Path, classes: Sequence[str] | No
     added = {f"{name}.{part}" for name, adapter in adapters_of(model).items() for part in adapter.added}
     base = {name: tensor for name, tensor in model.state_dict().items() if name not in own and name not in added}
     if digest(base) != about["base"]:
+        if (getattr(model, "adaptation", None) or {}).get("method") == "bitfit":
+            raise AdaptationError(
+                f"This model's biases were trained by BitFit, so it is the base of {path} no more: build the base anew."
+            )
         raise AdaptationError(
             f"{path} belongs to {about['architecture']['name']} with other weights than these: build the model "
             "with the weights that the adapter was trained on."

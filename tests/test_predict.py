@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from datetime import UTC, datetime
 
 import cv2
 import numpy as np
@@ -169,7 +170,7 @@ def test_promises_are_counted_by_patient(predictor, parts):
         if parts.test.classes[label] not in a.classes
     }
     patients = len(set(parts.test.groups))
-    assert kept["held"].value == pytest.approx(1 - len(missed) / patients) and kept["held"].n == patients
+    assert kept["held"].value == pytest.approx(1 - len(missed) / patients) and kept["held"].n_images == patients
     assert kept["unlike"].value == pytest.approx(np.mean([a.unlike for a in answers]))
     with pytest.raises(MedvitError, match="each needs one"):
         promises_kept(answers[1:], parts.test)
@@ -188,7 +189,8 @@ def test_the_bench_answers_what_is_dropped_in_and_moves_the_threshold(folder):
     assert again.label != predictor.positive and again.threshold == 1.0
     content = cv2.imencode(".png", grey)[1].tobytes()
     for name, data in (("<b>.png", content), ("torn.png", content[:60])):
-        upload.value = ({"name": name, "type": "image/png", "size": len(data), "content": memoryview(data)},)
+        about = {"name": name, "type": "image/png", "size": len(data), "last_modified": datetime.now(UTC)}
+        upload.value = ({**about, "content": memoryview(data)},)
         assert "<b>.png:" not in said.value and (name == "torn.png") == ("no answer" in said.value)
     assert try_it(predictor, answers, interactive=False).axes  # a figure, where there are no widgets
 

@@ -46,14 +46,11 @@ def draw_answer(predictor: Predictor, answer: Prediction) -> Figure:
     if predictor.positive is not None:
         row = names.index(predictor.positive)
         bars.vlines(answer.threshold, row - 0.45, row + 0.45, color=VERMILION, lw=2)
-        bars.annotate(
-            f"from {answer.threshold:.2f}", (answer.threshold, row), (4, 0), "data", "offset points", color=VERMILION,
-            fontsize=8, va="center",
-        )  # fmt: skip
     clean(bars)
     bars.invert_yaxis()
     bars.set_xlim(0, 1)
-    bars.set_xlabel("probability", fontsize=9)
+    cut = f"; {predictor.positive} from {answer.threshold:.2f} on" if predictor.positive else ""
+    bars.set_xlabel(f"probability{cut}", fontsize=9)
     figure.suptitle(answer.sentence(), fontsize=11, color=VERMILION if answer.unlike else INK, parse_math=False)
     return figure
 

@@ -9,6 +9,7 @@ so memory is the same for ten and for a hundred thousand.
 """
 
 import csv
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -63,16 +64,17 @@ class Prediction:
 
     def row(self) -> dict:
         """Plain values, a column each, for a CSV."""
-        sets = "" if self.classes is None else " or ".join(self.classes) or "none"
+        sets = "" if self.classes is None else " or ".join(self.classes) or "no class"
         found = {f"p_{name}": f"{p:.6g}" for name, p in self.probabilities.items()}
-        about = {"set": sets, "distance": f"{self.distance:.4g}", "unlike": int(self.unlike), "error": self.error}
+        distance = "" if math.isnan(self.distance) else f"{self.distance:.4g}"
+        about = {"set": sets, "distance": distance, "unlike": int(self.unlike), "error": self.error}
         return {"image": self.name, "decision": self.label, **found, **about}
 
     def sentence(self) -> str:
         """The answer in words, with what speaks against believing it."""
         if self.error:
             return f"no answer: {self.error}"
-        said = f"{self.label} ({percent(self.probabilities[self.label])})"
+        said = f"{self.label} (probability {self.probabilities[self.label]:.3f})"
         if self.classes is not None and len(self.classes) != 1:
             said += f"; could be {' or '.join(self.classes)}" if self.classes else "; like no class it was taught"
         return said + ("; UNLIKE the training images: do not rely on this" if self.unlike else "")

@@ -22,9 +22,9 @@ def is_dicom(data: bytes) -> bool:
 def decode_dicom(data: bytes) -> np.ndarray:
     """The picture of a DICOM file.
 
-    The first window (or table) of the file is used. One without any is stretched from its smallest value to its
-    largest. MONOCHROME1, in which small values are bright, is inverted. Padding outside the field of view is shown as
-    the smallest value of the rest.
+    The first window (or table) of the file is used. One without any is taken as it is where its values have 8 bits, as
+    those of exported pictures, and else stretched from its smallest value to its largest. MONOCHROME1, in which small
+    values are bright, is inverted. Padding outside the field of view is shown as the smallest value of the rest.
 
     Returns:
         uint8, (H, W, 1) if monochrome, else (H, W, 3) in RGB order.
@@ -67,6 +67,8 @@ def decode_dicom(data: bytes) -> np.ndarray:
         image = window(
             values, _first(file.WindowCenter), _first(file.WindowWidth), file.get("VOILUTFunction", "LINEAR")
         )
+    elif stored.dtype == np.uint8 and int(file.BitsStored) == 8 and np.array_equal(values, stored):
+        image = stored.copy()
     else:
         image = _stretched(values, values[~padding])
     if padding.any():

@@ -52,7 +52,7 @@ def test_every_link_between_pages_leads_somewhere(site):
 
     count, broken = 0, []
     for page in folder.rglob("*.html"):
-        for link in re.findall(r'href="([^":]+)"', page.read_text("utf-8")):
+        for link in re.findall(r'href="([^":$]+)"', page.read_text("utf-8")):
             name, _, place = link.partition("#")
             target = (page.parent / name).resolve() if name else page
             count += 1
@@ -68,7 +68,7 @@ def test_every_name_a_docstring_refers_to_exists():
             count += 1
             if not exists(name):
                 unknown.append(f"{path.name}: {name}")
-    assert count > 30 and not unknown
+    assert count > 20 and not unknown
 
 
 def exists(name: str) -> bool:

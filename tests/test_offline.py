@@ -59,7 +59,7 @@ def code(page: str, language: str) -> str:
 
 
 def alone(command: list, environment: dict, cwd: Path) -> subprocess.CompletedProcess:
-    """Run without a network: in a namespace that has none, where that is possible, and with Python's sockets refused."""
+    """Run without a network: in a namespace that has none, where there are such, and with Python's sockets refused."""
     private = ["unshare", "--map-root-user", "--net"]
     try:
         possible = subprocess.run([*private, "true"], capture_output=True).returncode == 0
@@ -137,25 +137,27 @@ def contents(folder: Path) -> dict[str, tuple[int, int]]:
     return {str(p.relative_to(folder)): (p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(folder.rglob("*"))}
 
 
-def ran(machine, how: str) -> dict:
+@pytest.fixture(scope="module")
+def told(machine) -> dict:
+    """What became of the page's example and, where there are weights, of a run with a pretrained model."""
     folder, environment = machine
     before = contents(folder / "input")
-    example = code("kaggle_offline.md", "python")
-    done = alone([sys.executable, "-c", PROGRAM, example, how], environment, folder / "working")
+    how = "teaching" if WEIGHTS is None else "pretrained"
+    done = alone(
+        [sys.executable, "-c", PROGRAM, code("kaggle_offline.md", "python"), how], environment, folder / "working"
+    )
     assert done.returncode == 0, done.stderr
     assert contents(folder / "input") == before
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_the_teaching_model_answers_from_the_bundle_alone(machine):
-    told = ran(machine, "teaching")
+def test_the_teaching_model_answers_from_the_bundle_alone(told, machine):
     assert told["package"].startswith(str(machine[0] / "site"))
     assert len(told["teaching"]) == 3 and all("COVID" in sentence for sentence in told["teaching"])
 
 
 @pytest.mark.pretrained
-def test_pretrained_weights_come_from_the_attached_input_and_runs_go_where_one_may_write(machine):
-    told = ran(machine, "pretrained")
+def test_pretrained_weights_come_from_the_attached_input_and_runs_go_where_one_may_write(told, machine):
     assert len(told["pretrained"]) == 3 and told["run"] == str(machine[0] / "working" / "runs" / "offline")
     assert (Path(told["run"]) / "model.safetensors").is_file()
     assert (machine[0] / "working" / "medvitlib-cache").is_dir()

@@ -22,7 +22,7 @@ def point_badges(text: str, repository: str, branch: str = "main") -> str:
         if found := NOTEBOOK.search(line):
             for place, address in PLACES.items():
                 target = address.format(repository=repository, branch=branch, name=found[1])
-                line = re.sub(rf"(\[!\[{place}\]\([^)]*\)\])\([^)]*\)", lambda m, to=target: f"{m[1]}({to})", line)
+                line = re.sub(rf"(\[!\[{place}\]\[\w+\]\])\([^)]*\)", lambda m, to=target: f"{m[1]}({to})", line)
             lines[number] = line
     return "".join(lines)
 

@@ -71,7 +71,7 @@ def test_every_notebook_has_a_row_with_a_small_picture_and_badges(notebook):
     (row,) = [row for row in table_rows(README) if f"(notebooks/{notebook.name})" in row[1]]
     picture = ROOT / "images" / f"{notebook.name[:2]}.jpg"
     assert f'src="images/{picture.name}"' in row[0] and len(row[2]) > 40
-    assert "[![Kaggle](" in row[3] and "[![Colab](" in row[3]
+    assert "[![Kaggle][kaggle]](" in row[3] and "[![Colab][colab]](" in row[3]
     assert picture.stat().st_size < 40_000 and Image.open(picture).size == (240, 150)
 
 

@@ -88,7 +88,9 @@ run_tests() {
     trap 'exit 130' INT
     stage "ruff check" "$python" -m ruff check .
     stage "ruff format" "$python" -m ruff format --check .
-    stage "pytest" "$python" -m pytest "$@"
+    # a file's tests stay together, with what its fixtures trained; one thread each, or the workers would fight for cores
+    stage "pytest" env OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" \
+        "$python" -m pytest -n auto --maxprocesses 4 --dist loadfile "$@"
     # as a clone without data of its own sees them, and without lines that depend on the time a step took
     stage "pytest --nbval notebooks" env -u MEDVIT_DATA MEDVIT_PROGRESS=/dev/null \
         "$python" -m pytest --nbval --nbval-current-env notebooks

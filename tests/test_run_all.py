@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # notes how it was called; `-m venv DIR` leaves a copy of itself there; a call that $FAIL matches fails
 STAND_IN = """#!/usr/bin/env bash
-echo "$* | DATA=${MEDVIT_DATA:-}" >>"$CALLS"
+echo "$* | THREADS=${OMP_NUM_THREADS:-} DATA=${MEDVIT_DATA:-}" >>"$CALLS"
 [[ -n ${FAIL:-} && "$*" == *$FAIL* ]] && exit 3
 [[ "$1 $2" == "-m venv" ]] && mkdir -p "$3/bin" && cp "$0" "$3/bin/python"
 exit 0
@@ -35,7 +35,7 @@ def run(project, *arguments, **variables):
     calls = project.parent / "calls"
     calls.write_text("")
     path = f"{project.parent / 'bin'}{os.pathsep}{os.environ['PATH']}"
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("MEDVIT_")}
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("MEDVIT_", "OMP_"))}
     done = subprocess.run(
         [project / "run_all.sh", *arguments],
         cwd=project.parent,
@@ -92,7 +92,9 @@ def test_weights_that_cannot_be_fetched_stop_nothing(project):
 def test_options_pass_through_and_relative_folders_are_the_callers(project):
     _, _, calls = run(project, "--only", "04", "--out", "mine", MEDVIT_DATA="one:/two", MEDVIT_VENV="env")
     caller = project.parent
-    assert calls[-1] == f"-m medvitlib.runner --relative-to {caller} --only 04 --out mine | DATA={caller}/one:/two"
+    command, _, variables = calls[-1].partition(" | ")
+    assert command == f"-m medvitlib.runner --relative-to {caller} --only 04 --out mine"
+    assert variables == f"THREADS= DATA={caller}/one:/two"
     assert (caller / "env").is_dir() and not (project / ".venv").exists()
 
 
@@ -113,13 +115,20 @@ def test_every_stage_of_the_tests_runs_and_one_failure_fails_them(project):
     assert [call.split(" | ")[0] for call in stages] == [
         "-m ruff check .",
         "-m ruff format --check .",
-        "-m pytest -k x",
+        "-m pytest -n auto --maxprocesses 4 --dist loadfile -k x",
         "-m pytest --nbval --nbval-current-env notebooks",
     ]
     assert [call.split("DATA=")[1] for call in stages[2:]] == ["/data", ""]  # notebooks see no data of the user's
     status, printed, again = run(project, "test", "-k", "x", MEDVIT_DATA="/data", FAIL="ruff check")
     assert status == 1 and "FAILED" in printed.splitlines()[-1]
     assert stages == [call for call in again if " ruff " in call or " pytest" in call] and not installs(again)
+
+
+def test_the_tests_workers_have_a_thread_each_unless_told_otherwise(project):
+    for chosen, threads in (({}, ["1", ""]), ({"OMP_NUM_THREADS": "2"}, ["2", "2"])):
+        calls = run(project, "test", **chosen)[2]
+        found = [call.split("THREADS=")[1].split(" ")[0] for call in calls if "-m pytest" in call]
+        assert found == threads  # pytest's, then those of the notebooks, which run one after the other
 
 
 def test_only_the_tests_install_the_development_packages(project):

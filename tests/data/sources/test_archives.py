@@ -172,6 +172,7 @@ def test_a_password_is_said_to_be_one(try_unpack):
         (packed("zip", []), "holds no files"),
         (packed("tar.gz", []), "holds no files"),
     ],
+    ids=["a page", "rar", "nothing", "half a zip", "an empty zip", "an empty tar"],  # gzip's bytes tell the time
 )
 def test_what_is_no_archive_says_so(try_unpack, content, says):
     with pytest.raises(DataError, match=says):

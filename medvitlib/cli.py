@@ -180,7 +180,9 @@ def _predict(options: argparse.Namespace) -> int:
     asked = {"batch_size": options.batch_size, "allow_private": options.allow_private, "quiet": not options.out}
     answers = predictor.predict(options.images, **asked)
     counts = written(answers, predictor, options.out, options.maps, show=print)
-    print(f"{counts['images']} images, {counts['errors']} without an answer, {counts['unlike']} unlike the training's.")
+    print(
+        f"Images: {counts['images']}; without an answer: {counts['errors']}; unlike all training: {counts['unlike']}."
+    )
     print(NOTICE)
     return 1 if counts["errors"] == counts["images"] else 0
 

@@ -141,8 +141,10 @@ class Predictor:
             allow_private: fetch from this machine's network, too.
 
         Raises:
-            DataError: nothing at that path, a folder without images, or an array that holds none.
+            DataError: nothing at that path, a folder without images, an array that holds none, or a batch size below 1.
         """
+        if batch_size < 1:
+            raise DataError(f"batch_size={batch_size}: expected 1 or more.")
         names, total = incoming(source)
         shown = names if quiet else track(names, "Predicting", total=total)
         while some := list(islice(shown, batch_size)):

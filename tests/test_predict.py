@@ -107,7 +107,7 @@ def test_the_command_answers_by_line_and_by_table(run, folder, capsys):
     table, maps = folder / "out.csv", folder / "maps"
     arguments = ["predict", run.folder.name, str(folder), "--out", str(table), "--maps", str(maps), "--device", "cpu"]
     assert main(arguments) == 0
-    assert "6 images, 1 without an answer" in capsys.readouterr().out
+    assert "Images: 6; without an answer: 1" in capsys.readouterr().out
     rows = pd.read_csv(table, keep_default_na=False)
     assert list(rows["image"]) == [*(str(folder / f"{i}.png") for i in range(5)), str(folder / "broken.jpg")]
     assert rows["error"].str.contains("damaged").tolist() == [False] * 5 + [True]
@@ -128,6 +128,8 @@ def test_what_cannot_be_is_said(predictor, run, tmp_path):
     ):
         with pytest.raises(DataError, match=words):
             list(predictor.predict(source))
+    with pytest.raises(DataError, match="batch_size=0: expected 1"):
+        list(predictor.predict(np.zeros((32, 32, 3), np.uint8), batch_size=0))
     (private,) = predictor.predict("http://127.0.0.1/x.png")
     assert "private network" in private.error
     with pytest.raises(MedvitError):

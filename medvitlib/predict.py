@@ -98,7 +98,7 @@ class Predictor:
         device: str | torch.device | None = None,
         precision: torch.dtype | str | None = "auto",
     ):
-        self.model, info = load_model(_found(folder))
+        self.model, info = load_model(model_folder(folder))
         self.device, self.dtype = hardware(device, precision)
         self.model.to(self.device).eval()
         self.classes, self.positive = list(info["classes"]), info["positive"]
@@ -218,7 +218,7 @@ class Predictor:
         return self.classes[index if p[index] >= self.threshold else 1 - index]
 
 
-def _found(folder: str | Path) -> Path:
+def model_folder(folder: str | Path) -> Path:
     """Where the two files are."""
     teaching = [TEACHING] if str(folder) == "teaching" else []
     places = [Path(folder), runs_dir() / folder, *teaching]

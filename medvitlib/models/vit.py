@@ -239,7 +239,7 @@ class VisionTransformer(nn.Module):
     def _embed(self, x: torch.Tensor) -> torch.Tensor:
         grid = self.patch_embed.grid_of(*x.shape[-2:])
         x = self.patch_embed(x)  # (B, N, D)
-        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1)  # (B, 1 + N, D)
+        x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)  # (B, 1 + N, D)
         return self.pos_drop(x + resize_position(self.pos_embed, self.patch_embed.grid_size, grid))
 
 

@@ -69,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--resume", action="store_true", help="go on with a training that was interrupted")
     train.add_argument("--deterministic", action="store_true", help="refuse what gives two results in two runs")
     answer = add(commands, "predict", _predict, "what a trained model says of images, a folder, or an address")
-    answer.add_argument("model", metavar="MODEL", help="a run's folder or name, or a folder with its two model files")
+    answer.add_argument("model", metavar="MODEL", help="a run's folder or name, its two model files', or an .onnx file")
     answer.add_argument("images", metavar="IMAGE", nargs="+", help="files, folders, DICOM files, https:// addresses")
     answer.add_argument("--out", metavar="CSV", help="write a row an image there instead of printing a line each")
     answer.add_argument("--maps", metavar="DIR", help="write each image with its heat map (Grad-CAM) there")

@@ -68,7 +68,7 @@ class OnnxModel:
             raise MedvitError(f"{path} cannot be read ({reason}). Write it again: medvit export MODEL.") from error
         stored = self.session.get_modelmeta().custom_metadata_map
         self.info = {k.removeprefix(PREFIX): json.loads(v) for k, v in stored.items() if k.startswith(PREFIX)}
-        if missing := {"classes", "positive", "preprocessing", "precision"} - self.info.keys():
+        if missing := {"architecture", "classes", "positive", "preprocessing", "precision"} - self.info.keys():
             raise MedvitError(
                 f"{path} does not say what its classes and images are ({', '.join(sorted(missing))} missing): another "
                 "program wrote it. Expected a file of `medvit export`."
@@ -76,6 +76,18 @@ class OnnxModel:
         self.classes = list(self.info["classes"])
         self.image_size = tuple(self.info["preprocessing"]["image_size"])
         self.channels = self.info["preprocessing"]["channels"]
+
+    @property
+    def preprocessing(self):
+        """The same as `Preprocessing`, whose module brings PyTorch."""
+        from medvitlib.data import Preprocessing
+
+        return Preprocessing(**self.info["preprocessing"])
+
+    @property
+    def architecture(self) -> dict:
+        """Of the model that was exported."""
+        return self.info["architecture"]
 
     def __call__(self, images: np.ndarray) -> Answer:
         """Outputs for uint8 images (B, C, height, width), RGB or grey; an image's do not depend on the others.

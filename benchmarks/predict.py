@@ -36,7 +36,7 @@ Way = Callable[[np.ndarray], np.ndarray]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 32])
+    parser.add_argument("--batch-sizes", type=int, nargs="*", default=[1, 32])
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--accuracy", type=int, default=0, metavar="N")
     parser.add_argument("--start", type=int, default=0, metavar="N")

@@ -14,6 +14,7 @@ from medvitlib.errors import MedvitError
 from medvitlib.evaluation.intervals import Estimate, proportion
 from medvitlib.explain import gradcam
 from medvitlib.explain.pictures import HEAT
+from medvitlib.models.onnx_model import OnnxModel
 from medvitlib.pictures import INK, bare, draw_image
 from medvitlib.plotstyle import BLUE, BROKEN, GREEN, PALE, VERMILION, canvas, clean, headline
 from medvitlib.predict import NOTICE, Prediction, Predictor
@@ -32,6 +33,8 @@ def draw_answer(predictor: Predictor, answer: Prediction) -> Figure:
     """
     if answer.image is None:
         raise MedvitError(f"{answer.name} has no answer to draw: {answer.error}.")
+    if isinstance(predictor.model, OnnxModel):
+        raise MedvitError("A heat map takes gradients, which an .onnx file does not have: give the run's folder.")
     figure = Figure(figsize=(9.0, 3.0), dpi=100, layout="constrained")
     plain, over, bars = figure.subplots(1, 3, width_ratios=(1, 1, 1.3))
     for axis in (plain, over):

@@ -69,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--resume", action="store_true", help="go on with a training that was interrupted")
     train.add_argument("--deterministic", action="store_true", help="refuse what gives two results in two runs")
     answer = add(commands, "predict", _predict, "what a trained model says of images, a folder, or an address")
-    answer.add_argument("model", metavar="MODEL", help="a run's folder or name, or a folder with its two model files")
+    answer.add_argument("model", metavar="MODEL", help="a run's folder or name, its two model files', or an .onnx file")
     answer.add_argument("images", metavar="IMAGE", nargs="+", help="files, folders, DICOM files, https:// addresses")
     answer.add_argument("--out", metavar="CSV", help="write a row an image there instead of printing a line each")
     answer.add_argument("--maps", metavar="DIR", help="write each image with its heat map (Grad-CAM) there")
@@ -77,6 +77,13 @@ def _parser() -> argparse.ArgumentParser:
     answer.add_argument("--batch-size", type=int, default=32, metavar="N", help="images at a time (default: 32)")
     answer.add_argument("--allow-private", action="store_true", help="fetch from this machine's network, too")
     answer.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the best there is)")
+    out = add(commands, "export", _export, "write a trained model as ONNX, checked against PyTorch")
+    out.add_argument("model", metavar="MODEL", help="a run's folder or name, or a folder with its two model files")
+    out.add_argument("--out", metavar="FILE.onnx", help="default: model.onnx, or model-int8.onnx, in the run's folder")
+    out.add_argument("--int8", action="store_true", help="weights in bytes: a quarter of the size, and faster")
+    out.add_argument("--calibrate", metavar="PATH", help="with --int8: images like those to come, to fix ranges on")
+    out.add_argument("--check", metavar="PATH", help="images to compare on, of which 32 (default: 8 rendered ones)")
+    out.add_argument("--force", action="store_true", help="replace FILE.onnx where it exists")
     search = add(commands, "search", _search_run, "search hyper-parameters: a grid, by chance, or TPE")
     actions = search.add_subparsers(metavar="ACTION", required=True)
     go = add(actions, "run", _search_run, "train every point that is not trained yet; on several machines, together")
@@ -185,6 +192,14 @@ def _predict(options: argparse.Namespace) -> int:
     )
     print(NOTICE)
     return 1 if counts["errors"] == counts["images"] else 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    from medvitlib.export import export
+
+    chosen = {"int8": options.int8, "calibration": options.calibrate, "check": options.check, "force": options.force}
+    print(export(options.model, options.out, **chosen))
+    return 0
 
 
 def _search_run(options: argparse.Namespace) -> int:

@@ -26,6 +26,7 @@ from medvitlib.errors import DataError, MedvitError
 from medvitlib.evaluation.calibration import apply_temperature
 from medvitlib.evaluation.conformal import Conformal
 from medvitlib.evaluation.inputs import percent
+from medvitlib.models.onnx_model import OnnxModel
 from medvitlib.models.saved import load_model
 from medvitlib.models.zoo import head_of
 from medvitlib.outliers import Familiar
@@ -84,7 +85,8 @@ class Predictor:
     """A trained model that is ready for images.
 
     Args:
-        folder: a run's or its name, one with its model.safetensors and model.json, or "teaching": the committed model.
+        folder: a run's or its name, one with its model.safetensors and model.json, or "teaching": the committed model;
+            or an .onnx file of `export`, which ONNX Runtime answers with on the CPU.
         threshold: the name of a stored one ("0.5", "recall", "certified"), or a number from 0 to 1; two classes only.
         device, precision: as `fit` takes them.
 
@@ -100,9 +102,13 @@ class Predictor:
         device: str | torch.device | None = None,
         precision: torch.dtype | str | None = "auto",
     ):
-        self.model, info = load_model(_found(folder))
         self.device, self.dtype = hardware(device, precision)
-        self.model.to(self.device).eval()
+        if str(folder).endswith(".onnx"):
+            self.model = OnnxModel(folder)
+            info = self.model.info
+        else:
+            self.model, info = load_model(model_folder(folder))
+            self.model.to(self.device).eval()
         self.classes, self.positive = list(info["classes"]), info["positive"]
         self.temperature = float(info.get("temperature", 1.0))
         self.threshold = self._threshold(info.get("thresholds", {}), threshold)
@@ -200,20 +206,26 @@ class Predictor:
             chosen = [i for i, image in enumerate(images) if image.shape[2] == channels]
             if not chosen:
                 continue
-            batch = torch.from_numpy(np.stack([np.moveaxis(images[i], -1, 0) for i in chosen]))
-            seen: list[torch.Tensor] = []
-            hook = head_of(self.model).register_forward_pre_hook(lambda _, inputs, seen=seen: seen.append(inputs[0]))
-            try:
-                x = normalise(batch.to(self.device), self.model.preprocessing)
-                with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
-                    logits = self.model(x)
-            finally:
-                hook.remove()
-            p = apply_temperature(logits.double().cpu().numpy(), self.temperature)
-            features = seen[-1].float().cpu().numpy().reshape(len(chosen), -1)
+            logits, features = self._run(np.stack([np.moveaxis(images[i], -1, 0) for i in chosen]))
+            p = apply_temperature(logits, self.temperature)
             distances = np.full(len(chosen), np.nan) if self.familiar is None else self.familiar.distance(features)
             rows |= {i: (p[k], float(distances[k])) for k, i in enumerate(chosen)}
         return iter(rows[i] for i in range(len(images)))
+
+    def _run(self, batch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Logits (B, K) and features (B, D) of uint8 (B, C, H, W)."""
+        if isinstance(self.model, OnnxModel):
+            answer = self.model(batch)
+            return answer.logits, answer.features
+        seen: list[torch.Tensor] = []
+        hook = head_of(self.model).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        try:
+            x = normalise(torch.from_numpy(batch).to(self.device), self.model.preprocessing)
+            with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
+                logits = self.model(x)
+        finally:
+            hook.remove()
+        return logits.double().cpu().numpy(), seen[-1].float().cpu().numpy().reshape(len(batch), -1)
 
     def _decide(self, p: np.ndarray) -> str:
         if self.positive is None:
@@ -222,7 +234,7 @@ class Predictor:
         return self.classes[index if p[index] >= self.threshold else 1 - index]
 
 
-def _found(folder: str | Path) -> Path:
+def model_folder(folder: str | Path) -> Path:
     """Where the two files are."""
     teaching = [TEACHING] if str(folder) == "teaching" else []
     places = [Path(folder), runs_dir() / folder, *teaching]

@@ -66,3 +66,14 @@ def test_data_roots_are_shown(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("MEDVIT_DATA", str(tmp_path))
     assert main(["data"]) == 0
     assert "set (1 images)" in capsys.readouterr().out
+
+
+def test_one_image_is_answered_for_without_packages_that_take_seconds_to_import(write_image, tmp_path):
+    image = write_image(tmp_path / "image.png", size=(224, 224))
+    code = (
+        "import sys; from medvitlib.cli import main; status = main(sys.argv[1:]);"
+        "print(status, sys.modules.keys() & {'timm', 'torchvision', 'pandas', 'sklearn', 'matplotlib'})"
+    )
+    command = [sys.executable, "-c", code, "predict", "teaching", str(image), "--device", "cpu"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert shown.endswith("\n0 set()\n")

@@ -1,4 +1,7 @@
-"""One builder a library: this one's models, timm's, torchvision's."""
+"""One builder a library: this one's models, timm's, torchvision's.
+
+timm and torchvision take seconds to import: they are where a model of theirs is meant.
+"""
 
 import difflib
 import inspect
@@ -6,9 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
-import timm
 import torch
-import torchvision
 from torch import nn
 
 from medvitlib.data.transforms import HALF, IMAGENET, Preprocessing
@@ -22,16 +23,15 @@ from medvitlib.models.vit import VisionTransformer
 
 OWN = {**MODELS, "transformer_classifier": TransformerClassifier}
 SIZES = ("image_size", "in_channels", "num_classes")
-SET_BY_BUILD = {
-    *inspect.signature(timm.create_model).parameters,  # checkpoint_path among them: it would read any file
-    *("in_chans", "img_size", "num_classes", "weights", "weights_backbone"),
-}
 
 
 def library_of(name: str) -> str:
     """Which of "medvitlib", "timm" and "torchvision" has this model; MedvitError names the nearest known ones."""
     if name in OWN:
         return "medvitlib"
+    import timm
+    import torchvision
+
     if timm.is_model(name):
         architecture, _, tag = name.partition(".")
         if tag and tag not in (tags := [full.partition(".")[2] for full in timm.list_pretrained(architecture)]):
@@ -56,10 +56,14 @@ def published(name: str) -> tuple[Source, Preprocessing]:
         return source_of(name) or Source(), Preprocessing((size, size), *(IMAGENET if "dinov2" in name else HALF))
     local = tuple(f"{name}{suffix}" for suffix in (".safetensors", ".pth", ".npz"))
     if library == "timm":
+        import timm
+
         config = timm.get_pretrained_cfg(name)
         repository = config.hf_hub_id or ""
         source = Source(local, config.license or "unknown", hub=repository, url="" if repository else config.url or "")
         return source, Preprocessing(config.input_size[1:], config.mean, config.std)
+    import torchvision
+
     weights = torchvision.models.get_model_weights(name).DEFAULT
     recipe = weights.transforms()
     source = Source(local, "BSD-3-Clause (torchvision)", url=weights.url)
@@ -127,6 +131,8 @@ def _build_own(architecture: dict[str, Any], checkpoint: Checkpoint | None) -> t
 
 
 def _build_timm(architecture: dict[str, Any], checkpoint: Checkpoint | None) -> tuple[nn.Module, list[str]]:
+    import timm
+
     name, classes = architecture["name"], architecture["num_classes"]
     _no_pool(architecture)
     config = timm.get_pretrained_cfg(name)
@@ -154,6 +160,8 @@ def _build_timm(architecture: dict[str, Any], checkpoint: Checkpoint | None) -> 
 
 
 def _build_torchvision(architecture: dict[str, Any], checkpoint: Checkpoint | None) -> tuple[nn.Module, list[str]]:
+    import torchvision
+
     name, classes = architecture["name"], architecture["num_classes"]
     _no_pool(architecture)
     if architecture["in_channels"] != 3:
@@ -183,7 +191,7 @@ def _build_torchvision(architecture: dict[str, Any], checkpoint: Checkpoint | No
 def _create(make: Callable[..., nn.Module], architecture: dict[str, Any], **arguments) -> nn.Module:
     """A model of timm or torchvision with the architecture's options, which only its constructor can judge."""
     name, options = architecture["name"], architecture["options"]
-    for key in options.keys() & SET_BY_BUILD:
+    for key in options.keys() & _set_by_build():
         raise MedvitError(f"{key!r} is no option: weights, image_size, in_channels and num_classes say all of that.")
     try:
         return make(name, **arguments, **options)
@@ -194,6 +202,14 @@ def _create(make: Callable[..., nn.Module], architecture: dict[str, Any], **argu
         for key in options.keys() - known:
             raise _unknown(name, key, known) from error
         raise MedvitError(f"{name} cannot be built with the options {options}: {error}.") from error
+
+
+def _set_by_build() -> set[str]:
+    """Arguments of timm's and torchvision's constructors that are no options."""
+    import timm
+
+    in_timm = inspect.signature(timm.create_model).parameters  # checkpoint_path among them: it would read any file
+    return {*in_timm, "in_chans", "img_size", "num_classes", "weights", "weights_backbone"}
 
 
 BUILDERS = {"medvitlib": _build_own, "timm": _build_timm, "torchvision": _build_torchvision}

@@ -8,7 +8,6 @@ Shapes: B images, N patches, D width, H heads, K head width.
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath
 from torch import nn
 
 from medvitlib.errors import MedvitError, one_of
@@ -35,6 +34,23 @@ def check_rate(name: str, rate: float) -> None:
     """MedvitError unless a dropout's or DropPath's rate leaves something over."""
     if not 0 <= rate < 1:
         raise MedvitError(f"{name} is a probability from 0 to below 1; {rate} was given.")
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: in training a sample's branch is left out with this probability, else divided by the rest."""
+
+    def __init__(self, drop_prob: float):
+        super().__init__()
+        self.drop_prob = drop_prob
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.drop_prob or not self.training:
+            return x
+        kept = x.new_empty(x.shape[0], *[1] * (x.ndim - 1)).bernoulli_(1 - self.drop_prob)  # (B, 1, ...)
+        return x * kept.div_(1 - self.drop_prob)
+
+    def extra_repr(self) -> str:
+        return f"drop_prob={self.drop_prob}"
 
 
 class PatchEmbed(nn.Module):
@@ -239,7 +255,7 @@ class VisionTransformer(nn.Module):
     def _embed(self, x: torch.Tensor) -> torch.Tensor:
         grid = self.patch_embed.grid_of(*x.shape[-2:])
         x = self.patch_embed(x)  # (B, N, D)
-        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1)  # (B, 1 + N, D)
+        x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)  # (B, 1 + N, D)
         return self.pos_drop(x + resize_position(self.pos_embed, self.patch_embed.grid_size, grid))
 
 

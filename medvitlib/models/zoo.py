@@ -13,7 +13,6 @@ from torch import nn
 from medvitlib.errors import MedvitError
 from medvitlib.models.builders import BUILDERS, channels_of, head_name, library_of, of_channels, published, put_head
 from medvitlib.models.int8 import Int8Linear, replace_linears
-from medvitlib.models.shrinking import reshape
 from medvitlib.models.weights import load_weights
 
 
@@ -95,7 +94,10 @@ def build_from(architecture: dict[str, Any], *, seed: int = 0) -> nn.Module:
     architecture = {"options": {}, **architecture}  # older files have none
     with _seeded(seed):
         model, _ = BUILDERS[architecture["library"]](architecture, None)
-    reshape(model, architecture.get("shrunk", {}))  # fewer heads and neurons, where some were cut out
+    if shrunk := architecture.get("shrunk"):  # fewer heads and neurons, where some were cut out
+        from medvitlib.models.shrinking import reshape  # it brings timm
+
+        reshape(model, shrunk)
     if architecture.get("int8"):
         replace_linears(model)
         model.requires_grad_(False)

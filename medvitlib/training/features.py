@@ -11,10 +11,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from medvitlib.data import Augmented, Dataset, batches, normalise
+from medvitlib.data import Dataset, batches, normalise
 from medvitlib.data.decode import DECODER_VERSION
 from medvitlib.errors import DataError, MedvitError
-from medvitlib.models.adapter_file import digest
 from medvitlib.models.modes import in_mode
 from medvitlib.models.zoo import head_of, replace_head
 from medvitlib.paths import cache_dir
@@ -58,6 +57,8 @@ def hardware(
 
 def fingerprint(model: nn.Module) -> str:
     """SHA-256 over the names, dtypes, shapes and values of every parameter and buffer."""
+    from medvitlib.models.adapter_file import digest  # it brings timm
+
     return digest(model.state_dict())
 
 
@@ -103,6 +104,8 @@ def extract_features(
     Raises:
         DataError: if the data set is augmented: the cache would take its rows for those of the images as they are.
     """
+    from medvitlib.data import Augmented  # it brings torchvision, which an answer for one image does not need
+
     if isinstance(dataset, Augmented):
         raise DataError(f"features of {dataset!r}: they are kept by image, not by draw. Pass the data set as it is.")
     device, dtype = hardware(device, precision)

@@ -7,6 +7,7 @@ import numpy as np
 
 from medvitlib.errors import EvaluationError
 from medvitlib.evaluation.report import Report
+from medvitlib.finished import training_minutes
 from medvitlib.models.zoo import count_parameters
 from medvitlib.training.run import Run
 
@@ -82,8 +83,6 @@ def check_comparable(reports: Mapping[str, Report]) -> None:
 
 
 def _minutes(run: Run) -> str:
-    """Of training, from metrics.csv, where that holds a row an epoch; a probe's rows are fits on ready features."""
-    metrics = run.metrics
-    if "epoch" not in metrics or "seconds" not in metrics:
-        return DASH
-    return f"{metrics['seconds'].sum() / 60:.1f}"
+    """Of training, where there were epochs."""
+    minutes = training_minutes(run.metrics)
+    return DASH if np.isnan(minutes) else f"{minutes:.1f}"

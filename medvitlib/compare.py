@@ -59,6 +59,19 @@ def comparison_table(runs: Mapping[str, tuple[Run, Report]], *, minutes: bool = 
 
 def check_comparable(reports: Mapping[str, Report]) -> None:
     """EvaluationError unless there is a report, and all are on the same images, classes and settings."""
+    check_same_images(reports)
+    (first, one), *others = reports.items()
+    for name, other in others:
+        for setting in ("target_recall", "confidence"):
+            mine, theirs = one.settings[setting], other.settings[setting]
+            if mine != theirs:
+                raise EvaluationError(
+                    f"{first!r} was evaluated with {setting}={mine}, {name!r} with {theirs}: evaluate both with one."
+                )
+
+
+def check_same_images(reports: Mapping[str, Report]) -> None:
+    """EvaluationError unless there is a report, and all are on the same images and classes, in the same order."""
     if not reports:
         raise EvaluationError("Nothing to compare: expected one run with its report at least.")
     (first, one), *others = reports.items()
@@ -74,12 +87,6 @@ def check_comparable(reports: Mapping[str, Report]) -> None:
                 f"{first!r} was scored on {len(one.y_true)} images, {name!r} on {len(other.y_true)}, and they are not "
                 "the same: evaluate both on one test set, in one order."
             )
-        for setting in ("target_recall", "confidence"):
-            mine, theirs = one.settings[setting], other.settings[setting]
-            if mine != theirs:
-                raise EvaluationError(
-                    f"{first!r} was evaluated with {setting}={mine}, {name!r} with {theirs}: evaluate both with one."
-                )
 
 
 def _minutes(run: Run) -> str:

@@ -97,6 +97,20 @@ class Finished:
         """Of the training, or what the caller gave; None where neither is known."""
         return self.config.get("seed", self.config.get("train", {}).get("seed"))
 
+    @property
+    def test_files(self) -> str:
+        """Fingerprint of the test part that was cut with the training part, at its image size."""
+        return self.config["data"]["parts"]["test"]
+
+    @property
+    def own_test(self) -> bool:
+        """Whether as many images of each class were scored as that test part has; False if it was not evaluated."""
+        if self.report is None:
+            return False
+        table, classes = self.config["data"]["table"], self.report.classes
+        said = dict(zip(table["columns"], table["data"][table["index"].index("test")], strict=True))
+        return all(said.get(name) == (self.report.y_true == k).sum() for k, name in enumerate(classes))
+
 
 def find_runs(root: str | Path) -> Iterator[tuple[str, Path]]:
     """Name and folder of everything that looks like a run: the root itself, or what lies in it as NAME or STUDY/NAME.
@@ -147,10 +161,10 @@ def read_run(folder: str | Path, name: str = "") -> Finished:
             report, ids = _report(folder)
     run = Finished(name or folder.name, folder, config, info, report, ids, parameters, megabytes, minutes)
     with _read("config.json"):  # a key that is missing is found here, not in the middle of a table
-        for what in (run.data, run.split, run.model, run.weights, run.adaptation):
+        for what in (run.data, run.split, run.model, run.weights, run.adaptation, run.test_files):
             if not isinstance(what, str):
                 raise TypeError(f"{what!r} is no text")
-        hash(run.seed)
+        hash((run.seed, run.own_test))
     return run
 
 

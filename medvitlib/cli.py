@@ -77,6 +77,10 @@ def _parser() -> argparse.ArgumentParser:
     answer.add_argument("--batch-size", type=int, default=32, metavar="N", help="images at a time (default: 32)")
     answer.add_argument("--allow-private", action="store_true", help="fetch from this machine's network, too")
     answer.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the best there is)")
+    page = add(commands, "report", _report, "one page on finished runs, to print or send: table, comparisons, pictures")
+    page.add_argument("runs", metavar="RUNS", nargs="+", help="folders that hold runs, such as runs/, or single runs")
+    page.add_argument("--out", metavar="HTML", default="report.html", help="the file to write (default: report.html)")
+    page.add_argument("--metric", default="accuracy", help="by which the best is picked (default: accuracy)")
     search = add(commands, "search", _search_run, "search hyper-parameters: a grid, by chance, or TPE")
     actions = search.add_subparsers(metavar="ACTION", required=True)
     go = add(actions, "run", _search_run, "train every point that is not trained yet; on several machines, together")
@@ -183,6 +187,17 @@ def _predict(options: argparse.Namespace) -> int:
     print(f"{counts['images']} images, {counts['errors']} without an answer, {counts['unlike']} unlike the training's.")
     print(NOTICE)
     return 1 if counts["errors"] == counts["images"] else 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from medvitlib.report_page import write_report
+
+    path, board = write_report(options.runs, options.out, metric=options.metric)
+    for folder, why in board.skipped.items():
+        print(f"left out: {folder}: {why}")
+    evaluated = sum(run.report is not None for run in board.runs.values())
+    print(f"{len(board.runs)} runs, {evaluated} of them evaluated: {path} ({path.stat().st_size / 1e6:.1f} MB)")
+    return 0
 
 
 def _search_run(options: argparse.Namespace) -> int:

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure, SubFigure
 
 from medvitlib.errors import EvaluationError, one_of
 from medvitlib.evaluation import paired
+from medvitlib.evaluation.inputs import percent
 from medvitlib.finished import Finished
 from medvitlib.leaderboard import METRICS, Leaderboard, estimate
 from medvitlib.plotstyle import COLOURS, GREY, canvas, clean, headline, key
@@ -64,7 +65,8 @@ def _panel(ax: Axes, runs: list[Finished], others: tuple | list, metric: str, co
     ax.set_ylim(len(names) - 0.4, -0.6)
     groups = runs[0].report.groups
     patients = "patients unknown" if groups is None else f"{len(np.unique(groups))} patients"
-    headline(ax, runs[0].data, f"{runs[0].split}, {len(runs[0].ids)} test images, {patients}; bars: 95 % intervals")
+    sure = " and ".join(sorted({percent(run.report.settings["confidence"]) for run in runs}))
+    headline(ax, runs[0].data, f"{runs[0].split}, {len(runs[0].ids)} test images, {patients}; bars: {sure} intervals")
     ax.title.set_parse_math(False)
     clean(ax)
 

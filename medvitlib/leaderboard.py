@@ -153,24 +153,13 @@ class Leaderboard:
         one_of("metric", metric, paired.METRICS, EvaluationError)
         rows = []
         for runs in self.test_sets(metric):
-            found, run = estimate(runs[0], metric), runs[0]
-            same = self._not_worse(runs, metric, n_boot)
+            run, found = runs[0], alike(runs, metric, n_boot)
+            others = "unknown" if found is None else f"{int(found.sum()) - 1} of {len(runs) - 1}"
             row = {"data": run.data, "split": run.split, "images": len(run.ids), "best run": run.name}
-            rows.append({**row, metric: str(found), "runs": len(runs), "not told apart": same})
+            row |= {metric: str(estimate(run, metric) or DASH), "runs": len(runs)}
+            rows.append({**row, "not told apart": others if len(runs) > 1 else "the only one"})
         columns = ["data", "split", "images", "best run", metric, "runs", "not told apart"]
         return pd.DataFrame(rows, columns=columns)
-
-    def _not_worse(self, runs: list[Finished], metric: str, n_boot: int) -> str:
-        if len(runs) == 1:
-            return "the only one"
-        report = runs[0].report
-        scores = [aligned(runs[0], run)[1].probabilities for run in runs]
-        given = {"classes": report.classes, "positive": report.positive, "groups": report.groups}
-        try:
-            found = compare_with_best(report.y_true, scores, **given, metric=metric, n_boot=n_boot)
-        except EvaluationError:  # a metric that is undefined here, or in most draws
-            return "unknown"
-        return f"{int(found.indistinguishable.sum()) - 1} of {len(runs) - 1}"
 
     def beside_published(
         self, metric: str = "accuracy", columns: Sequence[str] = ("accuracy", "precision", "recall", "mcc", "auroc")
@@ -219,6 +208,17 @@ def leaderboard(*roots: str | Path) -> Leaderboard:
         )
     board = Leaderboard(runs, skipped)
     return replace(board, runs={run.name: run for run in board.ordered()})
+
+
+def alike(runs: Sequence[Finished], metric: str, n_boot: int = 1000) -> np.ndarray | None:
+    """(runs,) bool, which runs on the same images cannot be told apart from the best of them; None where unknown."""
+    scores = [aligned(runs[0], run)[1].probabilities for run in runs]
+    report = runs[0].report
+    given = {"classes": report.classes, "positive": report.positive, "groups": report.groups}
+    try:
+        return compare_with_best(report.y_true, scores, **given, metric=metric, n_boot=n_boot).indistinguishable
+    except EvaluationError:  # undefined on these images, or in most draws
+        return None
 
 
 def estimate(run: Finished, metric: str) -> Estimate | None:

@@ -156,7 +156,7 @@ def _comparisons(board: Leaderboard, metric: str, n_boot: int) -> Iterator[str]:
         best, found = runs[0], alike(runs, metric, n_boot)
         yield f"<h3>{_text(best.data)}, {_text(best.split)}, {len(best.ids)} images</h3>"
         yield (
-            f"<p>Each run minus {_text(best.name)}, the best by {_text(metric)}, on the same patients. The intervals and "
+            f"<p>Each run minus {_text(best.name)}, the best by {_text(metric)}, on the same patients. Intervals and "
             "p-values (McNemar's exact test; DeLong's) hold for one pair that was chosen beforehand; the last column "
             f"holds for all of them together, by {_text(metric)}.</p>"
         )

@@ -44,17 +44,19 @@ h2 { margin-top: 2.5rem; border-bottom: 1px solid #ccc; }
 table { border-collapse: collapse; font-size: 12.5px; margin: .8rem 0; }
 th, td { border-bottom: 1px solid #ddd; padding: .25rem .6rem; text-align: left; vertical-align: top; }
 thead th { border-bottom: 2px solid #888; white-space: nowrap; }
-td { overflow-wrap: anywhere; min-width: 3rem; }
-tbody th { font-weight: 600; overflow-wrap: anywhere; max-width: 18rem; }
-figure { display: inline-block; margin: .5rem 1rem .5rem 0; max-width: 100%; break-inside: avoid; }
-figure img { max-width: 100%; width: 30rem; height: auto; } figure.full img { width: auto; }
+td { overflow-wrap: break-word; max-width: 40rem; }
+tbody th { font-weight: 600; overflow-wrap: anywhere; min-width: 12rem; }
+td.short { white-space: nowrap; }
+figure { display: inline-block; margin: .5rem 1rem .5rem 0; width: 30rem; max-width: 100%; break-inside: avoid; }
+figure.full { width: auto; } figure img { max-width: 100%; height: auto; }
 figcaption { font-size: 12.5px; color: #555; }
-@page { size: A4; margin: 14mm; }
+@page { size: A4 landscape; margin: 12mm; }
 @media print {
   body { font-size: 10pt; max-width: none; margin: 0; padding: 0; } nav { display: none; }
-  table { font-size: 7pt; } th, td { padding: 1pt 3pt; } thead { display: table-header-group; }
+  table { font-size: 7.5pt; } th, td { padding: 1pt 4pt; } tbody th { min-width: 4cm; }
+  thead { display: table-header-group; }
   .wide { overflow: visible; } tr, figure, .notice { break-inside: avoid; } section.run { break-before: page; }
-  h2, h3 { break-after: avoid; } figure img { width: 8.4cm; } figure.full img { width: 100%; }
+  h2, h3 { break-after: avoid; } figure { width: 12.5cm; } figure.full { width: 21cm; }
 }
 """
 
@@ -132,8 +134,11 @@ def _overview(board: Leaderboard, metric: str) -> Iterator[str]:
         "<p>Each figure is on the run's test images, with the interval that its report gives; two classes are decided "
         "at 0.5. The best of several was picked by these very figures, and is too good by what luck added.</p>"
     )
-    yield _table(board.show(metrics))
-    if any(run.report is not None for run in board.runs.values()):
+    scored = [name for name, run in board.runs.items() if run.report is not None]
+    if unseen := [name for name in board.runs if name not in scored]:
+        yield f"<p>Trained, and not evaluated: {_text(', '.join(unseen))}.</p>"
+    if scored:
+        yield _table(board.only(run=scored).show(metrics))
         yield _picture(plot_forest(board, metric), f"{metric} of every run, one panel a test set", full=True)
         yield "<h3>Best of each test set, beside published figures</h3>"
         yield "<p>Published figures came without an interval, and some from other images or another split.</p>"
@@ -220,10 +225,15 @@ def _flat(value) -> str:
 def _table(table: "pd.DataFrame") -> str:
     head = "".join(f'<th scope="col">{_text(name)}</th>' for name in (table.index.name or "", *table.columns))
     rows = "".join(
-        f'<tr><th scope="row">{_text(name)}</th>{"".join(f"<td>{_text(cell)}</td>" for cell in row)}</tr>\n'
+        f'<tr><th scope="row">{_text(name)}</th>{"".join(map(_cell, row))}</tr>\n'
         for name, *row in table.itertuples(name=None)
     )
     return f'<div class="wide"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}</tbody>\n</table></div>'
+
+
+def _cell(value) -> str:
+    kind = ' class="short"' if len(str(value)) < 26 else ""  # a figure with its interval stays on one line
+    return f"<td{kind}>{_text(value)}</td>"
 
 
 def _picture(content: "bytes | Figure", caption: str, full: bool = False) -> str:

@@ -98,7 +98,7 @@ def test_a_split_is_named_by_what_the_data_and_the_caller_said(board, tmp_path, 
         said = {"name": ds.name, "table": json.loads(parts.table().to_json(orient="split")), "notes": parts.notes}
         return replace(run, config={**run.config, "data": said}).split
 
-    ct = open_dataset("phantom/ct", image_size=224, n_patients=20)
+    ct = open_dataset("phantom/ct", image_size=224, n_patients=12)
     assert (kind(ct), kind(ct, by="images")) == ("by patient", "by image")
     unknown = replace(ct, groups=ct.ids, groups_known=False)
     assert (kind(unknown), kind(unknown, by="clusters")) == ("by image", "by cluster")

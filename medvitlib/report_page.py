@@ -9,6 +9,7 @@ import datetime
 import io
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -82,16 +83,18 @@ def write_report(
     one_of("metric", metric, paired.METRICS, EvaluationError)
     if out.suffix.lower() not in (".html", ".htm") or out.is_dir():
         raise MedvitError(f"{out} is no name for a page: give a file that ends in .html, such as report.html.")
-    board = leaderboard(*runs)
-    content = page(board, metric=metric, n_boot=n_boot).encode("utf-8", "replace")
     part = out.with_name(f"{out.name}.{os.getpid()}.part")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(content)
+        part.touch()  # what cannot be written is said before the work
+        board = leaderboard(*runs)
+        part.write_bytes(page(board, metric=metric, n_boot=n_boot).encode("utf-8", "replace"))
         part.replace(out)
     except OSError as error:
-        part.unlink(missing_ok=True) if out.parent.is_dir() else None
         raise MedvitError(f"{out} cannot be written ({error.strerror}): name another place with --out.") from error
+    finally:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
     return out, board
 
 

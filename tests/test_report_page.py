@@ -158,7 +158,7 @@ def test_notice_size_and_print_rules_are_there(page, written):
 
 
 def test_paths_of_this_machine_stay_out_of_the_settings(root, tmp_path):
-    run = shutil.copytree(root / "second", tmp_path / "run")
+    run = shutil.copytree(root / "first", tmp_path / "run")
     config = json.loads((run / "config.json").read_text())
     weights = {"source": "cache", "path_or_url": "/secret/w.npz", "sha256": "abc"}
     (run / "config.json").write_text(json.dumps({**config, "weights": weights}))
@@ -185,4 +185,5 @@ def test_what_cannot_be_is_one_sentence(root, tmp_path, capsys):
         write_report([root], tmp_path / "r.html", metric="acc")
     (tmp_path / "file").write_text("")
     with pytest.raises(MedvitError, match=r"cannot be written \(.*\): name another place"):
-        write_report([root / "broken-not", root][1:], tmp_path / "file" / "r.html", n_boot=100)
+        write_report([root / "first"], tmp_path / "file" / "r.html", n_boot=100)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "file"]  # nothing half-written

@@ -84,6 +84,10 @@ def _parser() -> argparse.ArgumentParser:
     out.add_argument("--calibrate", metavar="PATH", help="with --int8: images like those to come, to fix ranges on")
     out.add_argument("--check", metavar="PATH", help="images to compare on, of which 32 (default: 8 rendered ones)")
     out.add_argument("--force", action="store_true", help="replace FILE.onnx where it exists")
+    page = add(commands, "report", _report, "one page on finished runs, to print or send: table, comparisons, pictures")
+    page.add_argument("runs", metavar="RUNS", nargs="+", help="folders that hold runs, such as runs/, or single runs")
+    page.add_argument("--out", metavar="HTML", default="report.html", help="the file to write (default: report.html)")
+    page.add_argument("--metric", default="accuracy", help="by which the best is picked (default: accuracy)")
     search = add(commands, "search", _search_run, "search hyper-parameters: a grid, by chance, or TPE")
     actions = search.add_subparsers(metavar="ACTION", required=True)
     go = add(actions, "run", _search_run, "train every point that is not trained yet; on several machines, together")
@@ -199,6 +203,17 @@ def _export(options: argparse.Namespace) -> int:
 
     chosen = {"int8": options.int8, "calibration": options.calibrate, "check": options.check, "force": options.force}
     print(export(options.model, options.out, **chosen))
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from medvitlib.report_page import write_report
+
+    path, board = write_report(options.runs, options.out, metric=options.metric)
+    for folder, why in board.skipped.items():
+        print(f"left out: {folder}: {why}")
+    evaluated = sum(run.report is not None for run in board.runs.values())
+    print(f"{len(board.runs)} runs, {evaluated} of them evaluated: {path} ({path.stat().st_size / 1e6:.1f} MB)")
     return 0
 
 

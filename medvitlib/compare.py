@@ -7,6 +7,7 @@ import numpy as np
 
 from medvitlib.errors import EvaluationError
 from medvitlib.evaluation.report import Report
+from medvitlib.finished import training_minutes
 from medvitlib.models.zoo import count_parameters
 from medvitlib.training.run import Run
 
@@ -58,6 +59,19 @@ def comparison_table(runs: Mapping[str, tuple[Run, Report]], *, minutes: bool = 
 
 def check_comparable(reports: Mapping[str, Report]) -> None:
     """EvaluationError unless there is a report, and all are on the same images, classes and settings."""
+    check_same_images(reports)
+    (first, one), *others = reports.items()
+    for name, other in others:
+        for setting in ("target_recall", "confidence"):
+            mine, theirs = one.settings[setting], other.settings[setting]
+            if mine != theirs:
+                raise EvaluationError(
+                    f"{first!r} was evaluated with {setting}={mine}, {name!r} with {theirs}: evaluate both with one."
+                )
+
+
+def check_same_images(reports: Mapping[str, Report]) -> None:
+    """EvaluationError unless there is a report, and all are on the same images and classes, in the same order."""
     if not reports:
         raise EvaluationError("Nothing to compare: expected one run with its report at least.")
     (first, one), *others = reports.items()
@@ -73,17 +87,9 @@ def check_comparable(reports: Mapping[str, Report]) -> None:
                 f"{first!r} was scored on {len(one.y_true)} images, {name!r} on {len(other.y_true)}, and they are not "
                 "the same: evaluate both on one test set, in one order."
             )
-        for setting in ("target_recall", "confidence"):
-            mine, theirs = one.settings[setting], other.settings[setting]
-            if mine != theirs:
-                raise EvaluationError(
-                    f"{first!r} was evaluated with {setting}={mine}, {name!r} with {theirs}: evaluate both with one."
-                )
 
 
 def _minutes(run: Run) -> str:
-    """Of training, from metrics.csv, where that holds a row an epoch; a probe's rows are fits on ready features."""
-    metrics = run.metrics
-    if "epoch" not in metrics or "seconds" not in metrics:
-        return DASH
-    return f"{metrics['seconds'].sum() / 60:.1f}"
+    """Of training, where there were epochs."""
+    minutes = training_minutes(run.metrics)
+    return DASH if np.isnan(minutes) else f"{minutes:.1f}"

@@ -1,5 +1,6 @@
 """From labels and probabilities to figures with intervals; nothing in here needs a model or this library's data."""
 
+from medvitlib.evaluation.areas import DeLong, delong
 from medvitlib.evaluation.calibration import apply_temperature, fit_temperature, log_probabilities
 from medvitlib.evaluation.inputs import Predictions
 from medvitlib.evaluation.intervals import Estimate, clopper_pearson, wilson
@@ -19,6 +20,7 @@ from medvitlib.evaluation.thresholds import (
 
 __all__ = [
     "Comparison",
+    "DeLong",
     "Estimate",
     "NotCertifiable",
     "Pair",
@@ -32,6 +34,7 @@ __all__ = [
     "clopper_pearson",
     "compare_pair",
     "compare_with_best",
+    "delong",
     "fit_temperature",
     "log_probabilities",
     "mcnemar",

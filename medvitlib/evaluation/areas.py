@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.special import ndtr, ndtri
-from scipy.stats import rankdata
 
 from medvitlib.errors import EvaluationError
 from medvitlib.evaluation.inputs import check_binary, check_share
@@ -80,6 +79,8 @@ def _parts(y: np.ndarray, score: np.ndarray) -> np.ndarray:
 
     The mean over the positive ones, and over the negative ones, is the area.
     """
+    from scipy.stats import rankdata  # a second of its own
+
     ranks = rankdata(score)
     own = np.empty(len(y))
     own[y], own[~y] = rankdata(score[y]), rankdata(score[~y])

@@ -192,7 +192,7 @@ def _predict(options: argparse.Namespace) -> int:
     answers = predictor.predict(options.images, **asked)
     counts = written(answers, predictor, options.out, options.maps, show=print)
     print(
-        f"Images: {counts['images']}; without an answer: {counts['errors']}; unlike all training: {counts['unlike']}."
+        f"Images: {counts['images']}; without an answer: {counts['errors']}; unlike those trained on: {counts['unlike']}."
     )
     print(NOTICE)
     return 1 if counts["errors"] == counts["images"] else 0

@@ -109,7 +109,9 @@ def test_the_command_answers_by_line_and_by_table(run, folder, capsys):
     rows = pd.read_csv(table, keep_default_na=False)
     assert list(rows["image"]) == [*(str(folder / f"{i}.png") for i in range(5)), str(folder / "broken.jpg")]
     assert rows["error"].str.contains("damaged").tolist() == [False] * 5 + [True]
-    assert rows[[f"p_{name}" for name in run.classes]][:5].astype(float).sum(axis=1).to_numpy() == pytest.approx(1, abs=1e-4)
+    assert rows[[f"p_{name}" for name in run.classes]][:5].astype(float).sum(axis=1).to_numpy() == pytest.approx(
+        1, abs=1e-4
+    )
     assert len(list(maps.iterdir())) == 5
     assert main(["predict", str(run.folder), str(folder / "broken.jpg"), "--device", "cpu"]) == 1
     assert main(["predict", str(run.folder), str(folder / "nothing"), "--device", "cpu"]) == 1

@@ -142,6 +142,15 @@ def facts(flag: str, side: int) -> Facts:
     )
 
 
+def is_ordered(source: str | Path) -> bool:
+    """Whether the classes of a set, by its name or its file's, are grades (its package: ordinal regression)."""
+    flag = re.split("[@_]", Path(str(source).lower()).name.removesuffix(".npz"))[0]
+    try:
+        return sets().get(flag, {}).get("task") == "ordinal-regression"
+    except DataError:  # the package is not installed
+        return False
+
+
 def facts_of_file(path: Path) -> Facts | None:
     """Facts of the set whose published name the file has, such as `breastmnist_64.npz`; None for any other file."""
     match = re.fullmatch(r"(\w+?mnist)(?:_(28|64|128|224))?", path.stem.lower())

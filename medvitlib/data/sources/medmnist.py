@@ -48,6 +48,11 @@ def sets() -> dict[str, dict]:
     return {flag: info for flag, info in table.items() if not flag.endswith("3d")}
 
 
+def full_name(name: str) -> str:
+    """`medmnist/pathmnist@64` for `pathmnist@64`; any other name, or a path, as it is."""
+    return PREFIX + name.lower() if name.lower().partition("@")[0] in sets() else name
+
+
 def sizes(flag: str) -> list[int]:
     """Sides in pixels that the set is published in."""
     return [28, *sorted(int(key.removeprefix("url_")) for key in sets()[flag] if key.startswith("url_"))]

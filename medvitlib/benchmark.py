@@ -17,7 +17,7 @@ from torch import nn
 
 from medvitlib.data import Dataset, Split, open_dataset, split
 from medvitlib.data.folds import folds
-from medvitlib.errors import MedvitError, WeightsError, one_of
+from medvitlib.errors import MedvitError, one_of
 from medvitlib.evaluate import evaluate
 from medvitlib.evaluation.calibration import apply_temperature, log_probabilities
 from medvitlib.evaluation.metrics import nll
@@ -34,6 +34,10 @@ RATES = {"head": 1e-3, "bitfit": 1e-3, "lora": 1e-3, "rlrr": 1e-3, "lp_ft": 5e-5
 """Ways to train beside "probe", with their learning rates. All but "full" and "head" start from the probe's head;
 "lp_ft" then trains everything (Kumar et al. 2022)."""
 
+AUGMENTATIONS = {"bloodmnist": "cells", "breastmnist": "xray", "pathmnist": "cells"}
+"""Recipes of `medvitlib.data.RECIPES` that leave a set's images what they are: smears and tissue have no way up, a
+breast in ultrasound has. Of other sets nothing is assumed: "light"."""
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -43,7 +47,7 @@ class Recipe:
         model, weights: as `build` takes them.
         methods: "probe", which is fitted in any case, and keys of `RATES`.
         epochs, batch_size: of a training.
-        augmentation: one of `medvitlib.data.RECIPES`.
+        augmentation: one of `medvitlib.data.RECIPES`; "" for what `AUGMENTATIONS` says of the set.
         smoothing: share of a label that is spread over all classes.
         folds: 0 trains once and chooses on the validation part; k trains k times on train and val joined, each time
             without one fold, chooses on what is said of the folds left out, and lets the k models answer together.
@@ -55,7 +59,7 @@ class Recipe:
     methods: tuple[str, ...] = ("probe", "lora", "lp_ft")
     epochs: int = 4
     batch_size: int = 16
-    augmentation: str = "light"
+    augmentation: str = ""
     smoothing: float = 0.0
     folds: int = 0
     seed: int = 0
@@ -64,8 +68,9 @@ class Recipe:
         for method in self.methods:
             one_of("method", method, ("probe", *RATES), MedvitError)
 
-    def config(self, method: str) -> TrainConfig:
-        """How a method trains."""
+    def config(self, method: str, set_name: str) -> TrainConfig:
+        """How a method trains on a set."""
+        flag = set_name.rpartition("/")[2].partition("@")[0]
         return TrainConfig(
             epochs=self.epochs,
             batch_size=self.batch_size,
@@ -73,7 +78,7 @@ class Recipe:
             layer_decay=0.75 if method in ("lp_ft", "full") else 1.0,
             warmup_epochs=min(0.5, self.epochs / 4),
             label_smoothing=self.smoothing,
-            recipe=self.augmentation,
+            recipe=self.augmentation or AUGMENTATIONS.get(flag, "light"),
             metric="val_nll",
             seed=self.seed,
         )
@@ -124,25 +129,6 @@ def open_set(source: str | Path, image_size: int, *, most: int = 0, seed: int = 
     return ds, parts
 
 
-def first_at_hand(models: tuple[str, ...]) -> tuple[str, str]:
-    """The first of these models whose weights can be had, and why not those before it ("" where it is the first).
-
-    Raises:
-        WeightsError: none of them.
-    """
-    from medvitlib.models.builders import published
-    from medvitlib.models.weights import locate
-
-    reasons = []
-    for name in models:
-        try:
-            locate(name, published(name)[0])
-            return name, "; ".join(reasons)
-        except WeightsError as error:
-            reasons.append(str(error).splitlines()[0].rstrip(":"))
-    raise WeightsError(f"{'; '.join(reasons)}. Fetch the last: medvit weights fetch")
-
-
 def adapted(ds: Dataset, parts: Split, recipe: Recipe, *, name: str, **hardware) -> dict[str, list[Run]]:
     """Train by every method of a recipe; the test part is not touched.
 
@@ -166,7 +152,7 @@ def adapted(ds: Dataset, parts: Split, recipe: Recipe, *, name: str, **hardware)
             model = copy.deepcopy(fresh if method in ("full", "head") else start)
             more = {"name": f"{name}-{method}{end}", "resume": True, "quiet": True, "plot": False, **hardware}
             way = "full" if method == "lp_ft" else method
-            runs[method].append(make_variant(model, cut, way, recipe.config(method), **more))
+            runs[method].append(make_variant(model, cut, way, recipe.config(method, ds.name), **more))
     return {method: found for method, found in runs.items() if method in recipe.methods}
 
 

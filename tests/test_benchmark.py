@@ -5,11 +5,12 @@ import pandas as pd
 import pytest
 from sklearn.metrics import f1_score
 
-from medvitlib.benchmark import MEAN, Recipe, adapted, choose_size, first_at_hand, open_set, scored, validated
+from medvitlib.benchmark import MEAN, Recipe, adapted, choose_size, open_set, scored, validated
 from medvitlib.benchmark_results import audited, benchmark_table, figures_of, macro_f1, pictures_of, write_results
 from medvitlib.data.stand_ins import stand_in
 from medvitlib.errors import MedvitError, WeightsError
 from medvitlib.evaluation.metrics import nll
+from medvitlib.models.zoo import first_at_hand
 from medvitlib.training.features import forward
 
 CPU = {"device": "cpu", "precision": None}
@@ -126,7 +127,7 @@ def test_the_first_model_with_weights_is_taken_and_the_others_are_named(monkeypa
             raise WeightsError(f"no pretrained weights found for {name}:\n  hub: out of reach")
         return tmp_path, "cache"
 
-    monkeypatch.setattr("medvitlib.models.weights.locate", locate)
+    monkeypatch.setattr("medvitlib.models.zoo.locate", locate)
     name, why = first_at_hand(("vit_base_patch16_224", "vit_small_patch14_dinov2"))
     assert name == "vit_small_patch14_dinov2" and why == "no pretrained weights found for vit_base_patch16_224"
     with pytest.raises(WeightsError, match="medvit weights fetch"):

@@ -93,7 +93,7 @@ def pictures_of(result: Result, parts: Split) -> dict[str, Figure]:
 def write_results(
     results: Mapping[str, Result], figures: Mapping[str, Mapping[str, Figure]], folder: str | Path
 ) -> Path:
-    """Write metrics.csv (a row a set and method, numbers) and plots/SET-NAME.png.
+    """Write metrics.csv (a row a set and method, numbers) and plots/SET-FIGURE.png, a space or slash in a name as a dash.
 
     Args:
         figures: name of the set -> its figures by name.
@@ -106,7 +106,7 @@ def write_results(
     benchmark_table(results, text=False).to_csv(folder / "metrics.csv")
     for name, drawn in figures.items():
         for what, figure in drawn.items():
-            figure.savefig(folder / "plots" / f"{name.replace('/', '-')}-{what}.png")
+            figure.savefig(folder / "plots" / f"{name.replace('/', '-').replace(' ', '-')}-{what}.png")
     return folder
 
 

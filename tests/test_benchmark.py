@@ -90,7 +90,7 @@ def test_what_is_left_on_disk_says_the_same_as_the_table(once, folded, tmp_path)
     assert list(figures["slices"]) == ["curves", "confusion", "roc", "mistakes", "gradcam"]
     written = pd.read_csv(write_results(results, figures, tmp_path / "results") / "metrics.csv")
     assert {path.name for path in (tmp_path / "results" / "plots").iterdir()} == {
-        f"{name}-{what}.png" for name, drawn in figures.items() for what in drawn
+        f"{name.replace(' ', '-')}-{what}.png" for name, drawn in figures.items() for what in drawn
     }
     row = written[(written["set"] == "slices") & (written["method"] == "lora")].iloc[0]
     assert row["AUROC"] == pytest.approx(folded[2].reports["lora"].metrics["auroc"].value) and np.isnan(row["kappa"])

@@ -93,7 +93,7 @@ def pictures_of(result: Result, parts: Split) -> dict[str, Figure]:
 def write_results(
     results: Mapping[str, Result], figures: Mapping[str, Mapping[str, Figure]], folder: str | Path
 ) -> Path:
-    """Write metrics.csv (a row a set and method, numbers) and plots/SET-FIGURE.png, a space or slash in a name as a dash.
+    """Write metrics.csv (a row a set and method, numbers) and plots/SET-FIGURE.png (of a space or slash: a dash).
 
     Args:
         figures: name of the set -> its figures by name.

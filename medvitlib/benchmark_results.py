@@ -119,4 +119,4 @@ def _maps(result: Result, test: Dataset, p: np.ndarray) -> Figure:
     device = next(model.parameters()).device
     x = normalise(torch.from_numpy(test.images.planes(np.array(positions))).to(device), model.preprocessing)
     heat = gradcam(model, x, target=p[positions].argmax(1)).cpu()
-    return show_maps([test.images[i] for i in positions], {f"Grad-CAM, {method}": heat}, titles, raw=True)
+    return show_maps([test.images[i] for i in positions], {f"Grad-CAM, {method}": heat}, titles)

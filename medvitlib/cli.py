@@ -7,6 +7,7 @@ import os
 import shlex
 import sys
 import textwrap
+from pathlib import Path
 
 from medvitlib.errors import MedvitError
 
@@ -39,7 +40,8 @@ class _Parser(argparse.ArgumentParser):
         if action.choices is not None and value not in action.choices:
             nearest = difflib.get_close_matches(value, action.choices, n=1, cutoff=0.0)[0]
             known = ", ".join(action.choices)
-            self.error(f"there is no command {value!r}. Did you mean {nearest!r}? There are: {known}.")
+            what = action.option_strings[0] if action.option_strings else "command"
+            self.error(f"there is no {what} {value!r}. Did you mean {nearest!r}? There are: {known}.")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -68,6 +70,17 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("config", metavar="CONFIG.yaml", help="data, split, model, settings: see medvitlib/train.py")
     train.add_argument("--resume", action="store_true", help="go on with a training that was interrupted")
     train.add_argument("--deterministic", action="store_true", help="refuse what gives two results in two runs")
+    score = add(commands, "evaluate", _evaluate, "score a trained model on a data set anew, with plots and a report")
+    score.add_argument("model", metavar="MODEL", help="a run's folder or name, or a folder with its two model files")
+    score.add_argument("data", metavar="DATA", help="a folder of class folders, a manifest, a .npz, or a set's name")
+    score.add_argument("--part", choices=("test", "val", "train", "all"), help="default: test, or all if not split")
+    score.add_argument("--positive", metavar="CLASS", help="of several findings an image, the one to tell")
+    score.add_argument("--groups", metavar="CSV", help="which images belong together: a CSV, a pattern or its name")
+    score.add_argument(
+        "--ordered", action="store_true", help="classes are grades: quadratic kappa (RetinaMNIST has it)"
+    )
+    score.add_argument("--out", metavar="DIR", help="where the report goes (default: runs/evaluate-MODEL-DATA)")
+    score.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the best there is)")
     answer = add(commands, "predict", _predict, "what a trained model says of images, a folder, or an address")
     answer.add_argument("model", metavar="MODEL", help="a run's folder or name, its two model files', or an .onnx file")
     answer.add_argument("images", metavar="IMAGE", nargs="+", help="files, folders, DICOM files, https:// addresses")
@@ -184,6 +197,29 @@ def _train(options: argparse.Namespace) -> int:
     return 0
 
 
+def _evaluate(options: argparse.Namespace) -> int:
+    from medvitlib.data import open_dataset
+    from medvitlib.data.sources.medmnist import is_ordered
+    from medvitlib.evaluate import evaluate_saved
+    from medvitlib.paths import runs_dir
+    from medvitlib.training.run import load_model, model_folder
+
+    folder = model_folder(options.model)
+    _, info = load_model(folder)
+    size = tuple(info["preprocessing"]["image_size"])
+    ds = open_dataset(options.data, image_size=size, positive=options.positive, groups=options.groups)
+    part = options.part or ("test" if (ds.splits == "test").any() else "all")
+    ds = ds if part == "all" else ds.subset(ds.splits == part)
+    name = f"evaluate-{folder.absolute().name}-{ds.name.replace('/', '-')}"
+    out = Path(options.out) if options.out else runs_dir() / name
+    asked = {"ordered": options.ordered or is_ordered(options.data), "device": options.device}
+    report = evaluate_saved(folder, ds, out=out, **asked)
+    words = "all images" if part == "all" else f"the official {part} part"
+    print(f"{folder.name} on {words} of {ds.name}:", *report.sentences(), sep="\n")
+    print(f"\nreport.json, predictions.csv and plots: {out}")
+    return 0
+
+
 def _predict(options: argparse.Namespace) -> int:
     from medvitlib.predict import NOTICE, Predictor, written
 
@@ -191,9 +227,8 @@ def _predict(options: argparse.Namespace) -> int:
     asked = {"batch_size": options.batch_size, "allow_private": options.allow_private, "quiet": not options.out}
     answers = predictor.predict(options.images, **asked)
     counts = written(answers, predictor, options.out, options.maps, show=print)
-    print(
-        f"Images: {counts['images']}; without an answer: {counts['errors']}; unlike those trained on: {counts['unlike']}."
-    )
+    said = "Images: {images}; without an answer: {errors}; unlike those that were trained on: {unlike}."
+    print(said.format(**counts))
     print(NOTICE)
     return 1 if counts["errors"] == counts["images"] else 0
 

@@ -39,6 +39,31 @@ def show_samples(
     return figure
 
 
+def show_mistakes(dataset: Dataset, called: np.ndarray, sureness: np.ndarray, most: int = 10) -> Figure:
+    """The images that were called wrongly, the surest first, each with its class and what it was called.
+
+    Args:
+        called: (N,) int, the decision for each image of `dataset`.
+        sureness: (N,) the probability of that decision.
+        most: of them; where there is none, the figure says so.
+    """
+    wrong = np.flatnonzero(called != dataset.labels)
+    shown = wrong[np.argsort(-sureness[wrong], kind="stable")][:most]
+    columns = min(5, max(1, len(shown)))
+    rows = max(1, -(-len(shown) // columns))
+    figure = Figure(figsize=(1.9 * columns + 0.3, 2.3 * rows + 0.4), layout="constrained")
+    for axis in figure.subplots(rows, columns, squeeze=False).ravel():
+        bare(axis)
+        axis.set_visible(False)
+    for axis, i in zip(figure.axes, shown, strict=False):
+        axis.set_visible(True)
+        draw_image(axis, dataset.images[i])
+        true, said = (dataset.classes[k] for k in (dataset.labels[i], called[i]))
+        axis.set_title(f"{true}\ncalled {said}, {sureness[i]:.2f}", fontsize=8, color=INK)
+    figure.suptitle(f"{len(wrong)} of {len(dataset)} called wrongly", fontsize=10, color=INK)
+    return figure
+
+
 def draw_patches(image: np.ndarray, patch_sizes: tuple[int, ...] = (7, 16, 32)) -> Figure:
     """One image under the grids that a Vision Transformer of each patch size would cut it into.
 

@@ -30,10 +30,10 @@ from medvitlib.models.onnx_model import OnnxModel
 from medvitlib.models.saved import load_model
 from medvitlib.models.zoo import head_of
 from medvitlib.outliers import Familiar
-from medvitlib.paths import runs_dir
 from medvitlib.progress import track
 from medvitlib.teaching import FOLDER as TEACHING
 from medvitlib.training.features import hardware
+from medvitlib.training.run import model_folder as run_folder
 
 NOTICE = "Research software, no medical device: not for diagnosis."
 
@@ -234,18 +234,18 @@ class Predictor:
         return self.classes[index if p[index] >= self.threshold else 1 - index]
 
 
-def model_folder(folder: str | Path) -> Path:
-    """Where the two files are."""
-    teaching = [TEACHING] if str(folder) == "teaching" else []
-    places = [Path(folder), runs_dir() / folder, *teaching]
-    for place in places:
-        if (place / "model.json").is_file():
-            return place
-    runs = sorted(path.parent.name for path in runs_dir().glob("*/model.json"))
-    raise MedvitError(
-        f"There is no model at {folder}: a folder with model.safetensors and model.json is expected, the name of a run "
-        f"in {runs_dir()} ({', '.join(runs) or 'which has none'}), or `teaching`, which is always here."
-    )
+def model_folder(name: str | Path) -> Path:
+    """Where a model's two files are: a folder, a run's name, or "teaching".
+
+    Raises:
+        MedvitError: there is none; those that there are, are named.
+    """
+    try:
+        return run_folder(name)
+    except MedvitError as error:
+        if str(name) == "teaching":
+            return TEACHING
+        raise MedvitError(f"{error} `teaching`, the small model of this library, is always here.") from None
 
 
 def written(

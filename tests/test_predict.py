@@ -200,7 +200,7 @@ def test_the_bench_answers_what_is_dropped_in_and_moves_the_threshold(folder):
 def test_a_model_is_found_by_its_name_or_refused_with_those_there_are(run):
     assert Predictor(run.folder.name, **CPU).classes == list(run.classes)
     assert "COVID" in str(Predictor("teaching", **CPU))
-    with pytest.raises(MedvitError, match=f"(?s)no model at.*{run.folder.name}.*teaching"):
+    with pytest.raises(MedvitError, match=f"(?s)No finished run at.*{run.folder.name}.*teaching"):
         Predictor("predcited", **CPU)
     with pytest.raises(MedvitError, match="threshold='recal': expected 0 to 1"):
         Predictor("teaching", threshold="recal", **CPU)

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from medvitlib.evaluation import build_report
-from medvitlib.published import PUBLISHED, beside_published
+from medvitlib.data.sources.medmnist import sets
+from medvitlib.evaluation import build_report, wilson
+from medvitlib.published import PUBLISHED, beside_published, differences_from_published, published_table
 
 
 @pytest.fixture(scope="module")
@@ -26,3 +27,26 @@ def test_what_nobody_reported_is_left_empty_and_other_sets_have_our_rows_alone(r
     assert list(table.columns) == ["accuracy", "recall", "auroc"] and table["recall"].iloc[1] == ""
     assert table["auroc"].iloc[0] == str(report.metrics["auroc"])
     assert list(beside_published({"ours": report}, "phantom/ct").index) == ["ours, @0.5"]
+
+
+def test_the_number_of_images_gives_a_published_accuracy_its_interval():
+    table = published_table(["medmnist/breastmnist@64", "medmnist/retinamnist", "phantom/ct"])
+    low, high = wilson(0.904 * 156, 156)
+    row = table.loc[("medmnist/breastmnist", "published: ViT-B, fine-tuned")]
+    assert row["accuracy"] == f"0.904 [{low:.3f}, {high:.3f}]" and row["test images"] == "156"
+    assert set(table.index.get_level_values("set")) == {"medmnist/breastmnist", "medmnist/retinamnist"}
+    for name, rows in PUBLISHED.items():
+        if name.startswith("medmnist/"):
+            assert {row["n"] for row in rows} == {sets()[name.partition("/")[2]]["n_samples"]["test"]}
+
+
+def test_a_difference_is_called_chance_where_its_interval_holds_zero(report):
+    found = differences_from_published("ours", report, "medmnist/breastmnist")
+    assert len(found) == len(PUBLISHED["medmnist/breastmnist"])
+    assert "a difference of +0.021" in found[1] and found[1].endswith("could be chance.")  # 37 of 40 and 0.904 of 156
+    y = np.arange(1000) % 2
+    poor = build_report(y, np.where(np.arange(1000) < 500, 0.6, 0.4), classes=["a", "b"], positive="b", n_boot=100)
+    assert all(
+        line.endswith("more than chance.") for line in differences_from_published("ours", poor, "medmnist/pathmnist")
+    )
+    assert differences_from_published("ours", report, "phantom/ct") == []

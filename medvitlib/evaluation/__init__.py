@@ -6,7 +6,7 @@ from medvitlib.evaluation.inputs import Predictions
 from medvitlib.evaluation.intervals import Estimate, clopper_pearson, wilson
 from medvitlib.evaluation.paired import Comparison, compare_with_best
 from medvitlib.evaluation.pairs import Pair, compare_pair, mcnemar
-from medvitlib.evaluation.report import build_report
+from medvitlib.evaluation.report import Stored, build_report
 from medvitlib.evaluation.result import Report
 from medvitlib.evaluation.scoring import score
 from medvitlib.evaluation.thresholds import (
@@ -26,6 +26,7 @@ __all__ = [
     "Pair",
     "Predictions",
     "Report",
+    "Stored",
     "ThresholdChoice",
     "apply_temperature",
     "build_report",

@@ -30,9 +30,10 @@ def _what_was_tested(report: "Report") -> str:
 
 def _ranking(report: "Report") -> str:
     if report.positive is None:
+        kappa = f", quadratic kappa {report.metrics['kappa']}" if "kappa" in report.metrics else ""
         return (
             f"Macro one-against-rest AUROC {report.metrics['auroc_macro']}, accuracy {report.metrics['accuracy']}, "
-            f"balanced accuracy {report.metrics['balanced_accuracy']}."
+            f"balanced accuracy {report.metrics['balanced_accuracy']}{kappa}."
         )
     prevalence = (report.y_true == report.classes.index(report.positive)).mean()
     return (
@@ -61,7 +62,8 @@ def _operating_points(report: "Report") -> list[str]:
         if name == "certified":
             found = point.get("patient_recall", point["recall"])
             unit = "patients with every positive image found" if "patient_recall" in point else "images found"
-            sentence += f" {report.choices[name].sentence} On test: {unit} {found}, {_against(found, target)}."
+            promise = f" {report.choices[name].sentence}" if name in report.choices else ""  # stored: only the number
+            sentence += f"{promise} On test: {unit} {found}, {_against(found, target)}."
         sentences.append(sentence)
     return sentences
 
@@ -82,15 +84,16 @@ def _classes(report: "Report") -> list[str]:
 
 
 def _calibration(report: "Report") -> list[str]:
-    if not report.settings["validation_images"]:
+    images = report.settings["validation_images"]
+    if not images and report.temperature == 1:
         return []
+    chosen = f"chosen on {images} validation images" if images else "as stored"
     before, after = report.calibration["before"], report.calibration["after"]
     worse = " It made the test NLL worse: these images are unlike the validation ones."
     refers = " Thresholds refer to the calibrated probabilities." if report.positive is not None else ""
     return [
-        f"Logits were divided by a temperature of {report.temperature:.3g}, chosen on "
-        f"{report.settings['validation_images']} validation images: NLL {before['nll'].value:.3f} to {after['nll']}, "
-        f"ECE (15 bins) {before['ece'].value:.3f} to {after['ece']}."
+        f"Logits were divided by a temperature of {report.temperature:.3g}, {chosen}: NLL {before['nll'].value:.3f} "
+        f"to {after['nll']}, ECE (15 bins) {before['ece'].value:.3f} to {after['ece']}."
         f"{worse if after['nll'].value > before['nll'].value else ''}{refers}"
     ]
 

@@ -143,6 +143,21 @@ def threshold_metrics(counts: Counts, positive: int | None) -> dict[str, np.ndar
     }
 
 
+def quadratic_kappa(
+    y: np.ndarray, predicted: np.ndarray, n_classes: int, weights: np.ndarray | None = None
+) -> float | np.ndarray:
+    """Cohen's kappa with quadratic weights (Cohen 1968), for classes that are grades 0 .. K - 1: y, predicted (N,) int.
+
+    1 - (mean squared distance of label and decision) / (that of labels and decisions paired at random); 0 is chance.
+    """
+    rows = np.ones((1, len(y))) if weights is None else weights
+    _, true, called = class_counts(y, predicted, n_classes, rows)
+    grade = np.arange(n_classes)
+    apart = (grade[:, None] - grade) ** 2.0
+    by_chance = ((true @ apart) * called).sum(axis=1) / rows.sum(axis=1)
+    return _plain(1 - _ratio(rows @ (y - predicted) ** 2.0, by_chance), weights)
+
+
 def score_metrics(data: Checked, weights: np.ndarray) -> dict[str, np.ndarray]:
     """Metrics of the probabilities, each (B,): AUROC and AUPRC (of a class against the rest), Brier, NLL, ECE."""
     if data.positive is not None:

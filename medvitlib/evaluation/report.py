@@ -1,7 +1,7 @@
 """The report on a test set: temperature and thresholds from validation, figures from the test set, scored once."""
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -21,6 +21,19 @@ from medvitlib.evaluation.thresholds import (
 CALIBRATION = ("brier", "nll", "ece")
 
 
+@dataclass(frozen=True)
+class Stored:
+    """What was chosen before, on a model's own validation images.
+
+    Attributes:
+        temperature: 1 leaves the probabilities as they are.
+        thresholds: of calibrated probabilities, "recall" and "certified", as far as they exist; two classes only.
+    """
+
+    temperature: float = 1.0
+    thresholds: Mapping[str, float] = field(default_factory=dict)
+
+
 def build_report(
     y_true: np.ndarray,
     probabilities: np.ndarray,
@@ -29,6 +42,8 @@ def build_report(
     positive: str | None = None,
     groups: np.ndarray | None = None,
     validation: Predictions | None = None,
+    stored: Stored | None = None,
+    ordered: bool = False,
     target_recall: float = 0.95,
     confidence: float = 0.95,
     candidates: int = 1,
@@ -44,18 +59,28 @@ def build_report(
         probabilities: (N, K) as the model gives them, uncalibrated; or (N,) for the positive class of two.
         groups: (N,) patient of each test image; None where unknown.
         validation: predictions of the same model on other patients. Without it nothing is calibrated or chosen.
+        stored: in place of `validation`: what was chosen when the model was made, for images that came later.
+        ordered: the classes are grades, from the lowest to the highest: adds the metric "kappa" (quadratic weights).
         target_recall: recall for which the thresholds are chosen.
         confidence: coverage of the intervals, and of the certified threshold's guarantee.
         candidates: models or settings compared on the validation patients before this one was kept.
 
     Raises:
-        EvaluationError: if arrays do not fit, or a patient is in both validation and test.
+        EvaluationError: if arrays do not fit, a patient is in both validation and test, or both `validation` and
+            `stored` are given.
     """
     check_share(target_recall, "target_recall", one_allowed=True)
+    if validation is not None and stored is not None:
+        raise EvaluationError("validation and stored were both given: choose anew, or take what was chosen before.")
     test = check(y_true, probabilities, classes, positive, groups)
-    temperature, choices = 1.0, {}
+    temperature, choices, thresholds = 1.0, {}, {}
     notes = ["No validation predictions were given: nothing was calibrated and no threshold was chosen."]
     calibrated = test
+    if stored is not None:
+        temperature = stored.temperature
+        calibrated = _calibrate(test, temperature)
+        thresholds = {name: value for name, value in stored.thresholds.items() if name != "0.5"}
+        notes = ["Temperature and thresholds are those stored with the model: nothing was chosen on these images."]
     if validation is not None:
         held_out = check(validation.y_true, validation.probabilities, classes, positive, validation.groups)
         _assert_disjoint(groups, validation.groups)
@@ -65,13 +90,13 @@ def build_report(
             chosen_on = _calibrate(held_out, temperature)
             choices, refusals = _choose(chosen_on, validation.groups, target_recall, confidence, candidates)
             notes += refusals
+            thresholds = {name: choice.threshold for name, choice in choices.items()}
     common = {"groups": groups, "n_boot": n_boot, "seed": seed, "confidence": confidence}
-    metrics = score(test.y, calibrated.p, classes=test.classes, positive=positive, **common)
+    metrics = score(test.y, calibrated.p, classes=test.classes, positive=positive, ordered=ordered, **common)
     before = score(test.y, test.p, classes=test.classes, positive=positive, **common)
     points = {}
     if positive is not None:
-        marks = {"0.5": 0.5} | {name: choice.threshold for name, choice in choices.items()}
-        for name, threshold in marks.items():
+        for name, threshold in {"0.5": 0.5, **thresholds}.items():
             points[name] = summarize_at_threshold(test.is_positive, calibrated.p_positive, threshold, **common)
     return Report(
         classes=test.classes,

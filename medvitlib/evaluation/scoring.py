@@ -9,10 +9,10 @@ from scipy.special import ndtri
 from medvitlib.errors import EvaluationError
 from medvitlib.evaluation.inputs import Checked, check
 from medvitlib.evaluation.intervals import Estimate, bootstrap, percentiles, proportion
-from medvitlib.evaluation.metrics import bin_members, class_counts, score_metrics, threshold_metrics
+from medvitlib.evaluation.metrics import bin_members, class_counts, quadratic_kappa, score_metrics, threshold_metrics
 
 ERRORS = {"brier", "nll", "ece"}  # the smaller the better
-NEEDS_TWO = {"auroc", "auprc", "balanced_accuracy", "mcc", "auroc_macro", "auprc_macro", "specificity_macro"}
+NEEDS_TWO = {"auroc", "auprc", "balanced_accuracy", "mcc", "auroc_macro", "auprc_macro", "specificity_macro", "kappa"}
 
 
 def score(
@@ -23,6 +23,7 @@ def score(
     positive: str | None = None,
     groups: np.ndarray | None = None,
     threshold: float | None = None,
+    ordered: bool = False,
     n_boot: int = 1000,
     seed: int = 0,
     confidence: float = 0.95,
@@ -42,6 +43,7 @@ def score(
         positive: name of the positive class; must be given for two classes, and only then.
         groups: (N,) patient of each image. None: every image counts as its own, and n_groups is None.
         threshold: two classes only: called positive when p >= threshold; 0.5 by default.
+        ordered: the classes are grades, from the lowest to the highest: adds "kappa", with quadratic weights.
         n_boot: bootstrap replicates.
         confidence: coverage of the intervals.
 
@@ -50,7 +52,7 @@ def score(
     """
     data = check(y_true, probabilities, classes, positive, groups)
     predicted = decide(data, threshold)
-    return estimates(data, predicted, n_boot, seed, confidence, with_scores=True)
+    return estimates(data, predicted, n_boot, seed, confidence, with_scores=True, ordered=ordered)
 
 
 def decide(data: Checked, threshold: float | None = None) -> np.ndarray:
@@ -77,12 +79,20 @@ def recall_per_class(data: Checked, predicted: np.ndarray, confidence: float = 0
 
 
 def estimates(
-    data: Checked, predicted: np.ndarray, n_boot: int, seed: int, confidence: float, with_scores: bool
+    data: Checked,
+    predicted: np.ndarray,
+    n_boot: int,
+    seed: int,
+    confidence: float,
+    with_scores: bool,
+    ordered: bool = False,
 ) -> dict[str, Estimate]:
     """Metrics of the decisions `predicted` (N,), and of the probabilities too where `with_scores`."""
 
     def compute(checked: Checked, called: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
         decisions = threshold_metrics(class_counts(checked.y, called, len(data.classes), weights), data.positive)
+        if ordered:
+            decisions["kappa"] = quadratic_kappa(checked.y, called, len(data.classes), weights)
         return (score_metrics(checked, weights) | decisions) if with_scores else decisions
 
     point = compute(data, predicted, np.ones((1, len(data.y))))

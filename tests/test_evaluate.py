@@ -1,0 +1,132 @@
+"""`medvit evaluate`: a saved model on other data, at what was chosen when it was made."""
+
+import json
+import shutil
+
+import cv2
+import numpy as np
+import pytest
+
+from medvitlib.cli import main
+from medvitlib.data import open_dataset, save_npz, split
+from medvitlib.errors import EvaluationError
+from medvitlib.evaluate import evaluate, evaluate_saved
+from medvitlib.evaluation import Report
+from medvitlib.models.zoo import build
+from medvitlib.training.config import TrainConfig
+from medvitlib.training.fit import fit
+
+CPU = {"device": "cpu", "precision": None}
+
+
+def xrays(seed=0):
+    return open_dataset("phantom/cxr", image_size=32, n_patients=80, seed=seed, difficulty=0.0)
+
+
+@pytest.fixture(scope="module")
+def parts():
+    return split(xrays())
+
+
+@pytest.fixture(scope="module")
+def run(parts):
+    model = build("vit_tiny_test", 2, weights=None)
+    found = fit(model, parts, TrainConfig(epochs=2, lr=1e-3), name="scored", quiet=True, plot=False, **CPU)
+    evaluate(found, parts.test, figures=False, n_boot=100, target_recall=0.9, **CPU)
+    return found
+
+
+@pytest.fixture
+def alone(run, tmp_path):
+    """The model's two files, without the run."""
+    for name in ("model.safetensors", "model.json"):
+        shutil.copy(run.folder / name, tmp_path)
+    return tmp_path
+
+
+def write_folder(ds, folder, rename=None):
+    for i in range(len(ds)):
+        name = ds.classes[ds.labels[i]]
+        path = folder / (rename or {}).get(name, name) / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(path), ds.images[i])
+    return folder
+
+
+def test_on_the_same_images_it_says_what_the_run_said(run, parts):
+    first, again = Report.load(run.folder), evaluate_saved(run.folder, parts.test, n_boot=100, **CPU)
+    assert again.thresholds == first.thresholds and again.temperature == first.temperature
+    assert again.metrics["auroc"].value == pytest.approx(first.metrics["auroc"].value, abs=1e-9)
+    assert again.settings["target_recall"] == 0.9 and "as stored" in " ".join(again.sentences())
+
+
+def test_what_was_chosen_stays_whatever_the_new_images_are(alone, parts):
+    before = (alone / "model.json").read_bytes()
+    reports = [evaluate_saved(alone, xrays(seed), n_boot=100, **CPU) for seed in (1, 2)]
+    stored = json.loads(before)
+    for report in reports:
+        assert report.temperature == stored["temperature"] and report.thresholds == stored["thresholds"]
+        assert any("nothing was chosen on these images" in line for line in report.sentences())
+    assert reports[0].metrics["auroc"].value != reports[1].metrics["auroc"].value
+    assert (alone / "model.json").read_bytes() == before
+
+
+def test_a_model_that_was_never_evaluated_is_scored_as_it_is(alone, parts):
+    info = json.loads((alone / "model.json").read_text())
+    for key in ("temperature", "thresholds", "target_recall"):
+        info.pop(key)
+    (alone / "model.json").write_text(json.dumps(info))
+    report = evaluate_saved(alone, parts.test, n_boot=100, **CPU)
+    assert report.temperature == 1 and set(report.thresholds) == {"0.5"}
+
+
+def test_the_command_writes_the_report_and_refuses_other_classes(run, parts, tmp_path, capsys):
+    folder, out = write_folder(parts.test, tmp_path / "hospital"), tmp_path / "out"
+    assert main(["evaluate", str(run.folder), str(folder), "--out", str(out), "--device", "cpu"]) == 0
+    said = capsys.readouterr().out
+    assert f"scored on all images of hospital:\n{len(parts.test)} test images" in said and "AUROC" in said
+    assert {"report.json", "predictions.csv", "plots"} == {path.name for path in out.iterdir()}
+    assert {"roc.png", "reliability.png"} <= {path.name for path in (out / "plots").iterdir()}
+    expected = evaluate_saved(run.folder, parts.test, n_boot=100, **CPU).metrics["accuracy"].value
+    assert Report.load(out).metrics["accuracy"].value == pytest.approx(expected)
+
+    other = write_folder(parts.test, tmp_path / "other", {"pneumonia": "tuberculosis"})
+    assert main(["evaluate", str(run.folder), str(other), "--device", "cpu"]) == 1
+    said = capsys.readouterr().err
+    assert "tells apart normal, pneumonia; the data set 'other' has normal, tuberculosis" in said
+    assert main(["evaluate", "no-such-run", str(folder)]) == 1 and "No finished run at" in capsys.readouterr().err
+
+
+def test_of_an_archive_the_official_test_part_is_scored_unless_asked_otherwise(run, parts, tmp_path, capsys):
+    path = save_npz(parts, tmp_path / "xrays.npz")
+    assert main(["evaluate", run.folder.name, str(path), "--device", "cpu"]) == 0
+    said = capsys.readouterr().out
+    assert "scored on the official test part of xrays" in said
+    folder = run.folder.parent / "evaluate-scored-xrays"
+    assert str(folder) in said and len(Report.load(folder).y_true) == len(parts.test)
+    arguments = ["evaluate", run.folder.name, str(path), "--device", "cpu", "--part", "val", "--out", str(tmp_path)]
+    assert main(arguments) == 0 and f"{len(parts.val)} test images" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main([*arguments[:-4], "--part", "vall"])
+    assert "there is no --part 'vall'. Did you mean 'val'?" in capsys.readouterr().err
+
+
+def test_classes_in_another_order_are_the_same_classes(alone, parts):
+    turned = parts.test.of_classes(parts.test.classes[::-1])
+    one, other = (evaluate_saved(alone, ds, n_boot=100, **CPU) for ds in (parts.test, turned))
+    np.testing.assert_array_equal(one.y_true, other.y_true)
+    assert one.metrics["recall"] == other.metrics["recall"]
+
+
+def test_the_models_own_validation_images_are_recognised(run, parts):
+    report = evaluate_saved(run.folder, parts.val, n_boot=100, **CPU)
+    assert any("model's own validation images" in line for line in report.sentences())
+    assert not any("own validation" in line for line in evaluate_saved(run.folder, parts.test, n_boot=100, **CPU).notes)
+
+
+def test_no_images_and_no_place_to_write_are_said(alone, parts, tmp_path):
+    with pytest.raises(EvaluationError, match="no images"):
+        evaluate_saved(alone, parts.test.subset([]), **CPU)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(EvaluationError, match="name another folder"):
+        evaluate_saved(alone, parts.test, out=tmp_path / "file" / "below", n_boot=100, **CPU)

@@ -201,8 +201,8 @@ def _evaluate(options: argparse.Namespace) -> int:
     from medvitlib.data import open_dataset
     from medvitlib.data.sources.medmnist import is_ordered
     from medvitlib.evaluate import evaluate_saved
+    from medvitlib.models.saved import load_model, model_folder
     from medvitlib.paths import runs_dir
-    from medvitlib.training.run import load_model, model_folder
 
     folder = model_folder(options.model)
     _, info = load_model(folder)

@@ -12,8 +12,9 @@ from medvitlib.data import Dataset
 from medvitlib.errors import EvaluationError
 from medvitlib.evaluation.report import Predictions, Report, Stored, build_report
 from medvitlib.jsonfile import write_json
+from medvitlib.models.saved import load_model, model_folder
 from medvitlib.training.features import forward
-from medvitlib.training.run import Run, load_model, model_folder
+from medvitlib.training.run import Run
 
 
 def evaluate(

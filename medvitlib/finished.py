@@ -14,8 +14,8 @@ from safetensors import SafetensorError, safe_open
 
 from medvitlib.errors import MedvitError
 from medvitlib.evaluation.report import Report
+from medvitlib.models.saved import WORKING
 from medvitlib.models.zoo import build_from, count_parameters, without_values
-from medvitlib.training.run import WORKING
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -28,12 +28,12 @@ from medvitlib.evaluation.conformal import Conformal
 from medvitlib.evaluation.inputs import percent
 from medvitlib.models.onnx_model import OnnxModel
 from medvitlib.models.saved import load_model
+from medvitlib.models.saved import model_folder as run_folder
 from medvitlib.models.zoo import head_of
 from medvitlib.outliers import Familiar
 from medvitlib.progress import track
 from medvitlib.teaching import FOLDER as TEACHING
 from medvitlib.training.features import hardware
-from medvitlib.training.run import model_folder as run_folder
 
 NOTICE = "Research software, no medical device: not for diagnosis."
 

@@ -197,8 +197,8 @@ def test_what_cannot_be_exported_is_said(saved, tmp_path):
     model, folder = saved("vit_tiny_test")
     (tmp_path / "notes.txt").write_text("no run")
     for arguments, words in (
-        ((tmp_path / "nothing",), "There is no model at"),
-        ((tmp_path / "notes.txt",), "There is no model at"),
+        ((tmp_path / "nothing",), "No finished run at"),
+        ((tmp_path / "notes.txt",), "No finished run at"),
         ((folder, tmp_path / "model.pt"), r"does not end in \.onnx"),
         ((folder, tmp_path / "no" / "model.onnx"), "There is no folder"),
         (("teaching",), "say where"),

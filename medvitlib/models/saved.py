@@ -9,8 +9,24 @@ from torch import nn
 from medvitlib.data import Preprocessing
 from medvitlib.errors import MedvitError
 from medvitlib.models.zoo import build_from
+from medvitlib.paths import runs_dir
 
+WORKING = (".unfinished", ".old")
+"""Endings of the folders that a run in the making uses; no run may be called so."""
 _PICKLES = b"PK\x03\x04", b"\x80"  # how the files of torch.save begin
+
+
+def model_folder(name: str | Path) -> Path:
+    """Where a saved model lies: a folder with a model.json, or the run of that name under `runs_dir()`.
+
+    Raises:
+        MedvitError: there is none; the runs that there are, are named.
+    """
+    for folder in (Path(name), runs_dir() / name):
+        if (folder / "model.json").is_file():
+            return folder
+    runs = sorted(p.parent.name for p in runs_dir().glob("*/model.json") if not p.parent.name.endswith(WORKING))
+    raise MedvitError(f"No finished run at {folder}. Finished runs in {runs_dir()}: {', '.join(runs) or 'none'}.")
 
 
 def load_model(folder: str | Path) -> tuple[nn.Module, dict]:

@@ -34,14 +34,12 @@ from torch import nn
 from medvitlib.data import Dataset, Split
 from medvitlib.errors import DataError, MedvitError, TrainingError
 from medvitlib.jsonfile import write_json, write_text
-from medvitlib.models.saved import load_model, unreadable
+from medvitlib.models.saved import WORKING, load_model, model_folder, unreadable
 from medvitlib.paths import runs_dir
 from medvitlib.training.settings import describe, differences, write_settings
 
 STATE, BEST = "last/state.pt", "last/best.safetensors"
 """What a training goes on with, in the folder of a run in the making (see `checkpoint`)."""
-WORKING = (".unfinished", ".old")
-"""Endings of the folders that a run in the making uses; no run may be called so."""
 
 
 @dataclass
@@ -241,19 +239,6 @@ def _full(error: Exception) -> bool:
 
 def _unfinished(folder: Path) -> Path:
     return folder.with_name(folder.name + ".unfinished")
-
-
-def model_folder(name: str | Path) -> Path:
-    """Where a saved model lies: a folder with a model.json, or the run of that name under `runs_dir()`.
-
-    Raises:
-        MedvitError: there is none; the runs that there are, are named.
-    """
-    for folder in (Path(name), runs_dir() / name):
-        if (folder / "model.json").is_file():
-            return folder
-    runs = sorted(p.parent.name for p in runs_dir().glob("*/model.json") if not p.parent.name.endswith(WORKING))
-    raise MedvitError(f"No finished run at {folder}. Finished runs in {runs_dir()}: {', '.join(runs) or 'none'}.")
 
 
 def load_run(folder: str | Path) -> Run:

@@ -1,6 +1,6 @@
 """How long does the 27-point grid take, against the loop that a notebook would write? Are the metrics the same?
 
-    python benchmarks/grid.py [--data sarscov2_ct] [--epochs 3] [--workers 2] [--rounds 1] [--points 27]
+    python benchmarks/grid.py [--data sarscov2_ct] [--epochs 3] [--workers 2] [--rounds 1] [--patches 32 16 8]
 
 The grid is the published one (patches of 8, 16, 32; 1, 2, 4 heads; dropout 0.1, 0.3, 0.5) on the teaching model with
 three layers, at 224 px:
@@ -10,8 +10,10 @@ three layers, at 224 px:
     fused       the same loop over this library's model, whose attention is one fused operation
     decoded     that loop, which decodes each file once a point and keeps it in memory
     medvitlib   run_search with a new study and an empty cache: decoded once, two processes of one thread each
+    stacked     the same in one process with every core (or on the GPU), the nine points of a patch size together
 Each starts in a process of its own, whose start is part of its time. One more, not timed, is the decoded loop on one
-thread: with equal seeds and threads every point's metrics must be those of the search. Prints Markdown.
+thread: with equal seeds and threads every point's metrics must be those of the search; those of the stacked points, to
+rounding. Prints Markdown.
 """
 
 import argparse
@@ -42,8 +44,9 @@ from medvitlib.training.order import bounds_of, order_of, seed_of
 from medvitlib.training.validation import validation_metrics
 
 SIZE, LR, BATCH = 224, 1e-3, 32
+PATCH = "model.options.patch_size"
 GRID = {
-    "model.options.patch_size": [32, 16, 8],
+    PATCH: [32, 16, 8],
     "model.options.heads": [1, 2, 4],
     "model.options.dropout": [0.1, 0.3, 0.5],
 }
@@ -55,7 +58,9 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--part", choices=("plain", "fused", "decoded", "equal", "medvitlib"), help=argparse.SUPPRESS)
+    parser.add_argument("--patches", type=int, nargs="+", default=GRID[PATCH], help="of the grid; nine points each")
+    names = ("plain", "fused", "decoded", "equal", "medvitlib", "stacked")
+    parser.add_argument("--part", choices=names, help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.part:
@@ -67,7 +72,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         options.data, what = choose(options.data, Path(scratch))
         print(f"\n{what}; {options.epochs} epochs, {SIZE} px, {options.workers} workers, {options.rounds} rounds\n")
-        seconds, found = {"plain": [], "fused": [], "decoded": [], "medvitlib": []}, {}
+        seconds, found = {"plain": [], "fused": [], "decoded": [], "medvitlib": [], "stacked": []}, {}
         for _ in range(options.rounds):
             for name in seconds:
                 took, found[name] = timed(name, options, Path(scratch))
@@ -80,11 +85,10 @@ def main() -> None:
             for other in ("plain", "fused", "decoded")
         ]
         print(f"| {name} | {statistics.median(took):.0f} | {' | '.join(f'{ratio:.2f}' for ratio in ratios)} |")
-    for other in ("equal", "plain"):
+    for one, other in (("medvitlib", "equal"), ("medvitlib", "plain"), ("stacked", "medvitlib")):
         for metric in ("val_accuracy", "val_nll"):
-            apart = [abs(a[metric] - b[metric]) for a, b in zip(found["medvitlib"], found[other], strict=True)]
-            threads = "equal threads" if other == "equal" else "other threads"
-            print(f"\n{metric} of {len(apart)} points, {threads}: largest difference {max(apart):.2g}", end="")
+            apart = [abs(a[metric] - b[metric]) for a, b in zip(found[one], found[other], strict=True)]
+            print(f"\n{metric} of {len(apart)} points, {one} and {other}: largest difference {max(apart):.2g}", end="")
     print()
 
 
@@ -101,6 +105,7 @@ def timed(name: str, options: argparse.Namespace, scratch: Path) -> tuple[float,
         environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // options.workers))
     command = [sys.executable, __file__, "--part", name, "--out", str(scratch / "out.json"), "--data", options.data]
     command += ["--epochs", str(options.epochs), "--workers", str(options.workers)]
+    command += ["--patches", *map(str, options.patches)]
     start = time.perf_counter()
     subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
     return time.perf_counter() - start, json.loads((scratch / "out.json").read_text())
@@ -108,9 +113,11 @@ def timed(name: str, options: argparse.Namespace, scratch: Path) -> tuple[float,
 
 def part(options: argparse.Namespace) -> None:
     """What one of the processes does."""
-    study = read_study(asked(options.data, options.epochs))
-    if options.part == "medvitlib":
-        table = run_search(asked(options.data, options.epochs), workers=options.workers, quiet=True).table
+    content = asked(options.data, options.epochs, options.patches)
+    study = read_study(content)
+    if options.part in ("medvitlib", "stacked"):
+        ways = {"medvitlib": {"workers": options.workers}, "stacked": {"workers": 1, "together": 9}}
+        table = run_search(content, quiet=True, **ways[options.part]).table
         if errors := [error for error in table["error"] if error]:
             sys.exit(errors[0])
         results = [{name: row[name] for name in ("val_accuracy", "val_nll")} for _, row in table.iterrows()]
@@ -121,7 +128,7 @@ def part(options: argparse.Namespace) -> None:
     options.out.write_text(json.dumps(results))
 
 
-def asked(data: str, epochs: int) -> dict:
+def asked(data: str, epochs: int, patches: list[int]) -> dict:
     """The study, whose training is what the plain loop does."""
     return {
         "name": "grid",
@@ -139,7 +146,7 @@ def asked(data: str, epochs: int) -> dict:
             "clip_norm": 0,
             "metric": "val_accuracy",
         },
-        "search": {"space": GRID},
+        "search": {"space": GRID | {PATCH: patches}},
     }
 
 

@@ -19,7 +19,7 @@ from medvitlib.models.adapter_file import save_adapter
 from medvitlib.models.adapters import adapters_of, merge_and_unload
 from medvitlib.models.zoo import count_parameters
 from medvitlib.training import parallel
-from medvitlib.training.checkpoint import Stop, check_space, load_best
+from medvitlib.training.checkpoint import Position, Stop, check_space, load_best
 from medvitlib.training.config import TrainConfig
 from medvitlib.training.features import fingerprint, hardware
 from medvitlib.training.loop import Loop
@@ -88,7 +88,36 @@ def fit(
     need_every_class(parts)
     device, dtype = hardware(device, precision)
     device = parallel.own_device(device)
-    settings = {
+    settings = settings_of(model, config, compared, device, dtype) | (settings or {})
+    run = finished_run(name, model, parts, settings) if resume and first else None
+    if parallel.from_first(lambda: run is not None):
+        return run
+    with (
+        torch.random.fork_rng(devices=[]),
+        determinism(config.deterministic),
+        start_run(name, model, parts, settings, resume=resume) if first else nullcontext() as run,
+        accelerate_anew(),
+        Stop() as stop,
+    ):
+        if first:
+            check_space(run.folder, model, config.ema > 0)
+        accelerator = accelerator_for(device, dtype, config, run)
+        position, logits = Loop(model, parts, config, run, accelerator, dtype, stop, quiet, each_epoch).run()
+        if not first:
+            return None
+        run = finish(run, model, parts, config, position, logits, compared)
+        if plot:
+            plot_history(run.metrics, metric=config.metric).savefig(run.folder / "training.png")
+        if stop.signal is not None:
+            stop.leave(f"Stopped; the run is complete, in {run.folder}.")
+        return run
+
+
+def settings_of(
+    model: nn.Module, config: TrainConfig, compared: int, device: torch.device, dtype: torch.dtype | None
+) -> dict:
+    """What config.json says of a training, and another one of that name must be asked to go on with it."""
+    return {
         "method": "fit",
         "train": {key: value for key, value in asdict(config).items() if key != "trackers"},
         "compared": compared,
@@ -98,40 +127,30 @@ def fit(
         "adaptation": getattr(model, "adaptation", FULL),
         "parameters": {"total": count_parameters(model), "trained": count_parameters(model, trainable=True)},
         "initial_weights": fingerprint(model),
-        **(settings or {}),
     }
-    run = finished_run(name, model, parts, settings) if resume and first else None
-    if parallel.from_first(lambda: run is not None):
-        return run
-    with (
-        torch.random.fork_rng(devices=[]),
-        _determinism(config.deterministic),
-        start_run(name, model, parts, settings, resume=resume) if first else nullcontext() as run,
-        _accelerate_anew(),
-        Stop() as stop,
-    ):
-        if first:
-            check_space(run.folder, model, config.ema > 0)
-        accelerator = _accelerator(device, dtype, config, run)
-        position, logits = Loop(model, parts, config, run, accelerator, dtype, stop, quiet, each_epoch).run()
-        if not first:
-            return None
-        load_best(run.folder, model)
-        if getattr(model, "adaptation", FULL)["method"] != "full":
-            save_adapter(model, run.folder / "adapter.safetensors", parts.train.classes)
-        if adapters_of(model):
-            merge_and_unload(model, keep_zeros=config.prune > 0)
-        best = position.best if math.isfinite(position.best) else None  # undefined in every epoch
-        chosen = {"epoch": position.best_epoch + 1, config.metric: best}
-        run = run.finish(model, parts.val, logits.numpy(), candidates=compared * position.epoch, chosen=chosen)
-        if plot:
-            plot_history(run.metrics, metric=config.metric).savefig(run.folder / "training.png")
-        if stop.signal is not None:
-            stop.leave(f"Stopped; the run is complete, in {run.folder}.")
-        return run
 
 
-def _accelerator(
+def finish(
+    run: UnfinishedRun,
+    model: nn.Module,
+    parts: Split,
+    config: TrainConfig,
+    position: Position,
+    logits: torch.Tensor,
+    compared: int,
+) -> Run:
+    """Leave the best epoch's weights behind, adapters merged, and name the folder."""
+    load_best(run.folder, model)
+    if getattr(model, "adaptation", FULL)["method"] != "full":
+        save_adapter(model, run.folder / "adapter.safetensors", parts.train.classes)
+    if adapters_of(model):
+        merge_and_unload(model, keep_zeros=config.prune > 0)
+    best = position.best if math.isfinite(position.best) else None  # undefined in every epoch
+    chosen = {"epoch": position.best_epoch + 1, config.metric: best}
+    return run.finish(model, parts.val, logits.numpy(), candidates=compared * position.epoch, chosen=chosen)
+
+
+def accelerator_for(
     device: torch.device, dtype: torch.dtype | None, config: TrainConfig, run: UnfinishedRun | None
 ) -> Accelerator:
     """accelerate's view of this device and precision; experiment trackers only where the user has set them up."""
@@ -163,7 +182,7 @@ def _accelerator(
 
 
 @contextmanager
-def _accelerate_anew() -> Iterator[None]:
+def accelerate_anew() -> Iterator[None]:
     """accelerate keeps device and precision for the whole process: each training has its own, the user's come back."""
     kinds = PartialState, AcceleratorState, GradientState
     before = [dict(kind._shared_state) for kind in kinds]
@@ -178,7 +197,7 @@ def _accelerate_anew() -> Iterator[None]:
 
 
 @contextmanager
-def _determinism(wanted: bool) -> Iterator[None]:
+def determinism(wanted: bool) -> Iterator[None]:
     """Refuse operations that do not give the same result twice, for the time of a training."""
     if not wanted:
         yield

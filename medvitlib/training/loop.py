@@ -117,11 +117,7 @@ class Loop:
     def _train_epoch(self) -> None:
         """The updates that are left of this epoch."""
         position, start = self.position, time.perf_counter()
-        self.pruning.begin(position.epoch, position.step, self._copies())
-        self.model.train()
-        if self.head_only:  # features as they will be in use: no dropout, batch statistics untouched
-            self.model.eval()
-            head_of(self.model).train()
+        self._begin_epoch()
         order = order_of(len(self.train), self.config.seed, position.epoch, self.image_weights)
         left = len(order) - self.bounds[position.step][0] if position.step < len(self.bounds) else 0
         description = f"Epoch {position.epoch + 1}/{self.epochs}"
@@ -136,6 +132,14 @@ class Loop:
             if self.stop.agreed():
                 self._save()
                 self.stop.leave(f"Stopped in epoch {position.epoch + 1}, after update {position.step}. {_GO_ON}")
+
+    def _begin_epoch(self) -> None:
+        """What is pruned, and what is in training mode."""
+        self.pruning.begin(self.position.epoch, self.position.step, self._copies())
+        self.model.train()
+        if self.head_only:  # features as they will be in use: no dropout, batch statistics untouched
+            self.model.eval()
+            head_of(self.model).train()
 
     def _batches(self, order: np.ndarray) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """As `load`, of this epoch from the current step on."""
@@ -153,11 +157,17 @@ class Loop:
 
     def _update(self, images: torch.Tensor, labels: torch.Tensor, ids: np.ndarray) -> float:
         """One update; in smaller parts, the same update, if the device runs out of memory. Returns the loss."""
+        seed = seed_of(self.config.seed, self.position.epoch, self.position.step)
+        loss = self.gradients.add(images, labels, seed=seed)
+        self._step(loss, ids)
+        return loss
+
+    def _step(self, loss: float, ids: np.ndarray) -> None:
+        """Change the weights by the gradients that they have, those of these images' mean loss."""
         position, config = self.position, self.config
         rate = 1.0 if self.head_only else self._rate()
         for group in self.optimizer.param_groups:
             group["lr"] = group["base_lr"] * rate
-        loss = self.gradients.add(images, labels, seed=seed_of(config.seed, position.epoch, position.step))
         self.accelerator.unscale_gradients(self.optimizer)
         self.pruning.hold_gradients()
         norm = nn.utils.clip_grad_norm_(self.trainable, config.clip_norm or math.inf).item()
@@ -169,7 +179,6 @@ class Loop:
         if self.ema:
             self.ema.update(self.model, step=position.epoch * len(self.bounds) + position.step + 1)
         self.pruning.hold(self._copies())
-        return loss
 
     def _rate(self) -> float:
         step = (self.position.epoch - self.config.head_epochs) * len(self.bounds) + self.position.step

@@ -147,7 +147,7 @@ def test_a_worker_on_another_machine_is_given_up_after_a_while(tmp_path, monkeyp
     assert waiting() == 2
     clock[0] += 2
     assert waiting() == 3
-    study._tell(trial, TrialState.COMPLETE, 1.0, None)  # it was only slow: too late
+    study._tell(trial, 1.0)  # it was only slow: too late
     assert study.trials()[trial.number].state == TrialState.FAIL
     study.work(squared)
     assert sum(t.state == TrialState.COMPLETE for t in study.trials()) == 3

@@ -1,6 +1,6 @@
 """How long does the 27-point grid take, against the loop that a notebook would write? Are the metrics the same?
 
-    python benchmarks/grid.py [--data sarscov2_ct] [--epochs 3] [--workers 2] [--rounds 1] [--patches 32 16 8]
+    python benchmarks/grid.py [--data sarscov2_ct] [--epochs 3] [--workers 2] [--rounds 1] [--points 27]
 
 The grid is the published one (patches of 8, 16, 32; 1, 2, 4 heads; dropout 0.1, 0.3, 0.5) on the teaching model with
 three layers, at 224 px:
@@ -44,9 +44,8 @@ from medvitlib.training.order import bounds_of, order_of, seed_of
 from medvitlib.training.validation import validation_metrics
 
 SIZE, LR, BATCH = 224, 1e-3, 32
-PATCH = "model.options.patch_size"
 GRID = {
-    PATCH: [32, 16, 8],
+    "model.options.patch_size": [32, 16, 8],
     "model.options.heads": [1, 2, 4],
     "model.options.dropout": [0.1, 0.3, 0.5],
 }
@@ -58,7 +57,6 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--patches", type=int, nargs="+", default=GRID[PATCH], help="of the grid; nine points each")
     names = ("plain", "fused", "decoded", "equal", "medvitlib", "stacked")
     parser.add_argument("--part", choices=names, help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
@@ -105,7 +103,6 @@ def timed(name: str, options: argparse.Namespace, scratch: Path) -> tuple[float,
         environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // options.workers))
     command = [sys.executable, __file__, "--part", name, "--out", str(scratch / "out.json"), "--data", options.data]
     command += ["--epochs", str(options.epochs), "--workers", str(options.workers)]
-    command += ["--patches", *map(str, options.patches)]
     start = time.perf_counter()
     subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
     return time.perf_counter() - start, json.loads((scratch / "out.json").read_text())
@@ -113,7 +110,7 @@ def timed(name: str, options: argparse.Namespace, scratch: Path) -> tuple[float,
 
 def part(options: argparse.Namespace) -> None:
     """What one of the processes does."""
-    content = asked(options.data, options.epochs, options.patches)
+    content = asked(options.data, options.epochs)
     study = read_study(content)
     if options.part in ("medvitlib", "stacked"):
         ways = {"medvitlib": {"workers": options.workers}, "stacked": {"workers": 1, "together": 9}}
@@ -128,7 +125,7 @@ def part(options: argparse.Namespace) -> None:
     options.out.write_text(json.dumps(results))
 
 
-def asked(data: str, epochs: int, patches: list[int]) -> dict:
+def asked(data: str, epochs: int) -> dict:
     """The study, whose training is what the plain loop does."""
     return {
         "name": "grid",
@@ -146,7 +143,7 @@ def asked(data: str, epochs: int, patches: list[int]) -> dict:
             "clip_norm": 0,
             "metric": "val_accuracy",
         },
-        "search": {"space": GRID | {PATCH: patches}},
+        "search": {"space": GRID},
     }
 
 

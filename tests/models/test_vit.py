@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from medvitlib.errors import MedvitError
 from medvitlib.models.named import MODELS, vit_scratch
-from medvitlib.models.vit import VisionTransformer, resize_position
+from medvitlib.models.vit import MOST_WRITTEN_OUT, VisionTransformer, attention, resize_position
 from medvitlib.models.zoo import count_parameters
 
 # image (h, w), patch, dim, depth, heads, mlp_ratio, classes
@@ -46,6 +46,22 @@ def pair_of(redraw):
 
 def images(height: int, width: int, count: int = 2, channels: int = 3) -> torch.Tensor:
     return torch.randn(count, channels, height, width, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("tokens", [1, 65, MOST_WRITTEN_OUT, MOST_WRITTEN_OUT + 1])
+def test_attention_in_bfloat16_is_attention(tokens):
+    """Written out or fused, its values and gradients are those of float64, to bfloat16's three digits."""
+    torch.manual_seed(0)
+    exact = [torch.randn(2, 3, tokens, 16, dtype=torch.float64, requires_grad=True) for _ in "qkv"]
+    rounded = [x.detach().bfloat16().requires_grad_() for x in exact]
+    weights = torch.randn(2, 3, tokens, 16, dtype=torch.float64)
+    (torch.nn.functional.scaled_dot_product_attention(*exact) * weights).sum().backward()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = attention(*rounded)
+    assert y.dtype == torch.bfloat16
+    (y * weights.bfloat16()).sum().backward()
+    for x, reference in zip(rounded, exact, strict=True):
+        assert (x.grad - reference.grad).norm() <= 0.02 * reference.grad.norm() + 1e-6
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
@@ -110,8 +126,8 @@ def test_intermediates_are_those_of_the_forward_pass(pair_of):
     torch.testing.assert_close(logits, ours(x), atol=1e-5, rtol=0)
     torch.testing.assert_close(out["norm"], tokens, atol=1e-5, rtol=0)
     assert len(seen) == 5
-    for i, attention in enumerate(seen):
-        torch.testing.assert_close(out[f"blocks.{i}.attention"], attention, atol=1e-6, rtol=0)
+    for i, weights in enumerate(seen):
+        torch.testing.assert_close(out[f"blocks.{i}.attention"], weights, atol=1e-6, rtol=0)
         assert out[f"blocks.{i}"].shape == (2, 11, 64)
     gradient = torch.autograd.grad(logits[0, 0], out["blocks.0.attention"])[0]
     assert gradient[0].abs().max() > 0 and gradient[1].abs().max() == 0

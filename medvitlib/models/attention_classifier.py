@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from medvitlib.errors import MedvitError
-from medvitlib.models.vit import attention, check_rate, patch_grid, resize_position
+from medvitlib.models.primitives import attention
+from medvitlib.models.vit import check_rate, patch_grid, resize_position
 
 
 class SelfAttention(nn.Module):

@@ -160,7 +160,7 @@ def measure(page: turns.Page, loaded: dict[str, Way], folder: Path, batch_size: 
             page.claim(what, speed, images_per_second=rate, peak_mb=memory)
         return name, rate, speed, memory
 
-    page.table(columns, map(row, loaded), f"\nbatches of {batch_size}, {rounds} rounds")
+    page.table(columns, map(row, loaded), f"batches of {batch_size}, {rounds} rounds")
 
 
 def accuracy(page: turns.Page, loaded: dict[str, Way], test) -> None:
@@ -178,7 +178,7 @@ def accuracy(page: turns.Page, loaded: dict[str, Way], test) -> None:
         return name, right[name], 100 * (right["eager"] - right[name]), others
 
     columns = {"": "", "accuracy": ".4f", "less than eager, points": "+.2f", "other decisions": ","}
-    page.table(columns, map(row, loaded), f"\n{len(test)} test images")
+    page.table(columns, map(row, loaded), f"{len(test)} test images")
 
 
 def start(page: turns.Page, folder: Path, scratch: Path, times: int) -> None:

@@ -156,7 +156,7 @@ def compare(
             page.claim(f"{what}: {options.image_size} px", speed, images_per_second=rate, peak_mb=memory)
         return name, counts[name], word, rate, speed, ours, memory
 
-    page.table(columns, map(row, steps), f"\nDropout {dropout}, DropPath {drop_path}:")
+    page.table(columns, map(row, steps), f"Dropout {dropout}, DropPath {drop_path}:")
 
 
 def peak_memory(name: str, dtype: torch.dtype | None, options: argparse.Namespace) -> int:

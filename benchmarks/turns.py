@@ -172,7 +172,7 @@ class Page:
             self.say(f"| {' | '.join('' if value is None else format(value, spec) for value, spec in cells)} |")
             told.append(row)
         values = [dict(zip(columns, map(plain, row), strict=True)) for row in told]
-        self.content["tables"].append({"title": title.strip(), "rows": values})
+        self.content["tables"].append({"title": title, "rows": values})
         return told
 
     def claim(

@@ -19,7 +19,6 @@ matrix products reach in the same call. The features are compared with those of 
 import argparse
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -143,6 +142,7 @@ def notebooks(image_size: int) -> dict:
     from torchvision.datasets import ImageFolder
 
     folder, state = Path(os.environ["CHEST_XRAY"]), load_file(os.environ["WEIGHTS_FILE"])
+    reduced = {"dtype": torch.bfloat16, "enabled": os.environ["PRECISION"] == "bfloat16"}
     model = timm.create_model(NAME, img_size=image_size, num_classes=0).eval()
     grid = [image_size // 14] * 2
     model.load_state_dict({**state, "pos_embed": resample_abs_pos_embed(state["pos_embed"], grid)})
@@ -151,7 +151,10 @@ def notebooks(image_size: int) -> dict:
 
     def features(part: str) -> tuple[np.ndarray, np.ndarray, list[str]]:
         images, found = ImageFolder(folder / part, prepare), []
-        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=os.environ["PRECISION"] == "bfloat16"):
+        with (
+            torch.inference_mode(),
+            torch.autocast("cpu", **reduced),
+        ):
             for x, _ in DataLoader(images, 32, num_workers=os.cpu_count()):
                 tokens = model.forward_features(x)  # (B, 1 + N, 384)
                 found.append(torch.cat([tokens[:, 0], tokens[:, 1:].mean(1)], 1).float().numpy())

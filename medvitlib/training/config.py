@@ -51,13 +51,13 @@ class TrainConfig:
         metric: a column of metrics.csv; the epoch that is best by it is kept.
         patience: epochs without a better one after which the training stops; 0: never.
         workers: processes that augment images; 0 does it in this one. The result is the same.
-        compile: let `torch.compile` translate the model first (of a Transformer, its blocks); None: on a CUDA device, for
-            trainings that are long enough to pay for it.
+        compile: let `torch.compile` translate the model first (of a Transformer, its blocks). None: on a CUDA device,
+            for trainings that are long enough to pay for it.
         resident: hold the training images on the device, as bytes, and augment them there; the same draws, the same
             images to rounding. None: on a CUDA device, where they take no more than a quarter of its free memory and
             the recipe is not "randaugment", which only a CPU computes.
-        memory_gb: what a training may take of the device, in 10^9 bytes: a batch goes through the model in as many
-            parts (`accumulate`, at least) as that asks for, and where parts would become small, activations are computed
+        memory_gb: what a training may take of the device, in 10^9 bytes. A batch then goes through the model in as many
+            parts as that asks for (`accumulate` at least), and before parts become small, activations are computed
             twice instead of kept (checkpointing). 0: what is free on a CUDA device; no limit elsewhere.
         deterministic: refuse operations whose result differs between two runs (on a CPU there are hardly any).
         seed: of the order of the images, augmentation, mixing, dropout.

@@ -85,7 +85,7 @@ def plan(
     fixed, each = min(lines.values(), key=sum)
     raise TrainingError(
         f"Training this model takes {(fixed + extra + each) / 1e9:.2f} GB with one image at a time; "
-        f"{ROOM * limit / 1e9:.2f} GB of {limit / 1e9:.2f} can be planned with. Take a smaller model or smaller images, "
+        f"{ROOM * limit / 1e9:.2f} GB of {limit / 1e9:.2f} can be planned with. Take a smaller model, smaller images, "
         "train fewer parameters (`adapt`), or allow more (memory_gb)."
     )
 

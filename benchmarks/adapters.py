@@ -1,6 +1,7 @@
 """How fast are adapters, against PEFT's and against training everything? What do merging, cutting and int8 give?
 
     python benchmarks/adapters.py [--model vit_small_patch14_dinov2] [--image-size 112] [--batch-size 16] [--rounds 15]
+                                  [--json PATH]
 
 Training: one step is forward, cross-entropy, backward and AdamW over what is trained, float32, on random images that
 are already on the device; rank 8, alpha 16, on qkv and proj. PEFT's LoRA has the same places, rank and head (pip
@@ -8,23 +9,18 @@ install peft; left out where absent), and before timing its logits and gradients
 Inference: the model as it is, with LoRA merged (checked to be the same function), with 30 % of heads and MLP neurons
 cut out, and in int8 (on a CPU).
 
-All live in one process and take turns, in another order each round, two of them to warm up; ratios are taken within a
-round, so that a busy machine slows all of them. Prints Markdown.
+All live in one process and take turns (`turns.py`). Prints Markdown.
 """
 
-import argparse
 import copy
-import os
-import platform
-import random
 import statistics
-import time
 from collections.abc import Callable
 from importlib.util import find_spec
 
 import torch
 from torch import nn
 
+import turns
 from medvitlib.costs import training_memory
 from medvitlib.models.adapt import adapt
 from medvitlib.models.adapters import adapters_of, merge_and_unload
@@ -32,22 +28,20 @@ from medvitlib.models.int8 import quantise
 from medvitlib.models.shrinking import shrink
 from medvitlib.models.zoo import build, count_parameters
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DEVICE = turns.device()
 CLASSES = 3
-WARM_UP = 2
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = turns.parser(__doc__)
     parser.add_argument("--model", default="vit_small_patch14_dinov2")
     parser.add_argument("--image-size", type=int, default=112)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=15)
     options = parser.parse_args()
-    where = torch.cuda.get_device_name() if DEVICE == "cuda" else f"{torch.get_num_threads()} threads"
-    print(f"{platform.platform()}, {os.cpu_count()} cores, {DEVICE} ({where})", end="; ")
-    print(f"Python {platform.python_version()}, torch {torch.__version__}")
-    print(f"\n{options.model}, batches of {options.batch_size}, {options.image_size} px, {options.rounds} rounds")
+    page = turns.Page(options, "timm", "peft")
+    sizes = f"{options.model}, {options.image_size} px"
+    page.say(f"\n{sizes}, batches of {options.batch_size}, {options.rounds} rounds")
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(options.batch_size, 3, *[options.image_size] * 2, generator=generator).to(DEVICE)
     y = torch.randint(CLASSES, (options.batch_size,), generator=generator).to(DEVICE)
@@ -56,29 +50,51 @@ def main() -> None:
     models = {name: adapt(copy.deepcopy(base), name) for name in ("full", "lora", "rlrr", "bitfit", "head")}
     if find_spec("peft"):
         models["lora, PEFT"] = pefts(models["lora"], base, x)
-    seconds = timed({name: step_of(model, x, y) for name, model in models.items()}, options.rounds)
-    print("\n| training | parameters trained | held in a step, MB | img/s | speed over full | over PEFT's LoRA |")
-    print("|---|---:|---:|---:|---:|---:|")
-    for name, model in models.items():
-        peft = spread(seconds["lora, PEFT"], seconds[name]) if "lora, PEFT" in seconds else ""
-        held = training_memory(model, x, y) / 1e6
-        rate = options.batch_size / statistics.median(seconds[name])
-        trained = f"{count_parameters(model, trainable=True):,}"
-        print(f"| {name} | {trained} | {held:.0f} | {rate:.1f} | {spread(seconds['full'], seconds[name])} | {peft} |")
-
+    train(page, models, x, y, options.rounds, sizes)
     models = {"as it is": base.eval(), "LoRA merged": merged(base, x).eval()}
     models["30 % of heads and neurons cut out"] = shrink(copy.deepcopy(base), heads=0.3, neurons=0.3).eval()
     if DEVICE == "cpu":
         models["int8"] = quantise(copy.deepcopy(base)).eval()
-    with torch.inference_mode():
-        batch = timed({name: lambda m=model: m(x) for name, model in models.items()}, options.rounds)
-        alone = timed({name: lambda m=model: m(x[:1]) for name, model in models.items()}, options.rounds)
-    print("\n| inference | parameters | img/s | speed over the model as it is | one image, ms | speed |")
-    print("|---|---:|---:|---:|---:|---:|")
-    for name, model in models.items():
-        rate, latency = options.batch_size / statistics.median(batch[name]), 1000 * statistics.median(alone[name])
-        ratios = [spread(times["as it is"], times[name]) for times in (batch, alone)]
-        print(f"| {name} | {count_parameters(model):,} | {rate:.1f} | {ratios[0]} | {latency:.1f} | {ratios[1]} |")
+    infer(page, models, x, options.rounds, sizes)
+    page.save()
+
+
+def train(
+    page: turns.Page, models: dict[str, nn.Module], x: torch.Tensor, y: torch.Tensor, rounds: int, sizes: str
+) -> None:
+    """The table of training steps."""
+    seconds = turns.in_turns({name: step_of(model, x, y) for name, model in models.items()}, rounds)
+    columns = {"training": "", "parameters trained": ",", "held in a step, MB": ".0f", "img/s": ".1f"}
+    columns |= {"speed over full": ".2f", "over PEFT's LoRA": ".2f"}
+    peers = {"full": "full fine-tuning's", "lora, PEFT": "PEFT's"}
+
+    def row(name: str) -> tuple:
+        held, rate = training_memory(models[name], x, y) / 1e6, len(x) / statistics.median(seconds[name])
+        speed = {peer: turns.ratio(seconds[peer], seconds[name]) for peer in peers if peer in seconds}
+        for peer in speed if name == "lora" else ():
+            what = f"LoRA, a training step, speed over {peers[peer]}: {sizes}"
+            page.claim(what, speed[peer], images_per_second=rate, peak_mb=held)
+        return name, count_parameters(models[name], trainable=True), held, rate, speed["full"], speed.get("lora, PEFT")
+
+    page.table(columns, map(row, models))
+
+
+@torch.inference_mode()
+def infer(page: turns.Page, models: dict[str, nn.Module], x: torch.Tensor, rounds: int, sizes: str) -> None:
+    """The table of answers, a batch and one image at a time."""
+    batch = turns.in_turns({name: lambda m=model: m(x) for name, model in models.items()}, rounds)
+    alone = turns.in_turns({name: lambda m=model: m(x[:1]) for name, model in models.items()}, rounds)
+    columns = {"inference": "", "parameters": ",", "img/s": ".1f", "speed over the model as it is": ".2f"}
+    columns |= {"one image, ms": ".1f", "speed": ".2f"}
+
+    def row(name: str) -> tuple:
+        rate, latency = len(x) / statistics.median(batch[name]), 1000 * statistics.median(alone[name])
+        speed, of_one = (turns.ratio(seconds["as it is"], seconds[name]) for seconds in (batch, alone))
+        if name == "int8":
+            page.claim(f"int8, inference, speed over float32's: {sizes}", speed, images_per_second=rate)
+        return name, count_parameters(models[name]), rate, speed, latency, of_one
+
+    page.table(columns, map(row, models))
 
 
 def step_of(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> Callable[[], None]:
@@ -132,27 +148,6 @@ def merged(base: nn.Module, x: torch.Tensor) -> nn.Module:
         assert model(x).isclose(apart, atol=1e-4).all(), "not the same function"
         assert not base.eval()(x).isclose(apart, atol=1e-4).all(), "nothing was added"
     return model
-
-
-def timed(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each call in each round, all of them in turns."""
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    names, order = list(calls), random.Random(0)
-    for number in range(rounds + WARM_UP):
-        for name in order.sample(names, len(names)):
-            start = time.perf_counter()
-            calls[name]()
-            if DEVICE == "cuda":
-                torch.cuda.synchronize()
-            if number >= WARM_UP:
-                seconds[name].append(time.perf_counter() - start)
-    return seconds
-
-
-def spread(slow: list[float], fast: list[float]) -> str:
-    """Ratio of the times of each round: median, smallest and largest."""
-    ratios = [a / b for a, b in zip(slow, fast, strict=True)]
-    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
 
 
 if __name__ == "__main__":

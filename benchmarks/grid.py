@@ -1,6 +1,7 @@
 """How long does the 27-point grid take, against the loop that a notebook would write? Are the metrics the same?
 
-    python benchmarks/grid.py [--data sarscov2_ct] [--epochs 3] [--workers 2] [--rounds 1] [--points 27]
+    python benchmarks/grid.py [--data sarscov2_ct] [--epochs 3] [--workers 2] [--rounds 1] [--values 3]
+                              [--images 300] [--json PATH]
 
 The grid is the published one (patches of 8, 16, 32; 1, 2, 4 heads; dropout 0.1, 0.3, 0.5) on the teaching model with
 three layers, at 224 px:
@@ -19,19 +20,18 @@ rounding. Prints Markdown.
 import argparse
 import json
 import os
-import platform
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
+import turns
 from medvitlib.data import Dataset, PhantomOptions, Split, normalise, open_dataset, split
 from medvitlib.data.decode import decode, fit
 from medvitlib.data.phantoms import picture
@@ -49,49 +49,61 @@ GRID = {
     "model.options.heads": [1, 2, 4],
     "model.options.dropout": [0.1, 0.3, 0.5],
 }
+PEERS = {
+    "plain": "that decodes in each epoch, attention written out",
+    "fused": "that decodes in each epoch",
+    "decoded": "that decodes once a point",
+}
+SEARCHES = ("medvitlib", "stacked")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = turns.parser(__doc__)
     parser.add_argument("--data", help="a data set's name or folder; default: sarscov2_ct if found, else rendered PNGs")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=1)
-    names = ("plain", "fused", "decoded", "equal", "medvitlib", "stacked")
-    parser.add_argument("--part", choices=names, help=argparse.SUPPRESS)
+    parser.add_argument("--values", type=int, choices=(1, 2, 3), default=3, help="of each setting: 1, 8 or 27 points")
+    parser.add_argument("--images", type=int, default=300, help="how many are rendered")
+    parser.add_argument("--part", choices=(*PEERS, "equal", *SEARCHES), help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.part:
         part(options)
         return
-    print(
-        f"{platform.platform()}, {os.cpu_count()} cores; Python {platform.python_version()}, torch {torch.__version__}"
-    )
+    page = turns.Page(options)
     with tempfile.TemporaryDirectory() as scratch:
-        options.data, what = choose(options.data, Path(scratch))
-        print(f"\n{what}; {options.epochs} epochs, {SIZE} px, {options.workers} workers, {options.rounds} rounds\n")
-        seconds, found = {"plain": [], "fused": [], "decoded": [], "medvitlib": [], "stacked": []}, {}
-        for _ in range(options.rounds):
-            for name in seconds:
-                took, found[name] = timed(name, options, Path(scratch))
-                seconds[name].append(took)
-        _, found["equal"] = timed("equal", options, Path(scratch))
-    print("| | seconds, median | times as fast as plain | as fused | as decoded |\n|---|---:|---:|---:|---:|")
-    for name, took in seconds.items():
-        ratios = [
-            statistics.median(a / b for a, b in zip(seconds[other], took, strict=True))
-            for other in ("plain", "fused", "decoded")
-        ]
-        print(f"| {name} | {statistics.median(took):.0f} | {' | '.join(f'{ratio:.2f}' for ratio in ratios)} |")
-    for one, other in (("medvitlib", "equal"), ("medvitlib", "plain"), ("stacked", "medvitlib")):
+        options.data, what = choose(options.data, Path(scratch), options.images)
+        page.say(f"\n{what}; {options.epochs} epochs, {SIZE} px, {options.workers} workers, {options.rounds} rounds")
+        found: dict[str, list[dict]] = {}
+
+        def keep(name: str) -> None:
+            found[name] = trained(name, options, Path(scratch))
+
+        names = (*PEERS, *SEARCHES)
+        seconds = turns.in_turns({name: lambda n=name: keep(n) for name in names}, options.rounds, warm_up=0)
+        keep("equal")
+    columns = {"": "", "seconds, median": ".0f", "times as fast as plain": ".2f"}
+    columns |= {"as fused": ".2f", "as decoded": ".2f"}
+    rows = [
+        (name, statistics.median(took), *(turns.ratio(seconds[peer], took).median for peer in PEERS))
+        for name, took in seconds.items()
+    ]
+    page.table(columns, rows)
+    for peer, what in PEERS.items():
+        speed = turns.ratio(seconds[peer], seconds["medvitlib"])
+        page.claim(f"{options.values**3} points, {options.epochs} epochs, speed over a loop {what}", speed)
+    compared = {"equal": "equal threads", "plain": "other threads", "stacked": "trained together"}
+    for other, how in compared.items():
         for metric in ("val_accuracy", "val_nll"):
-            apart = [abs(a[metric] - b[metric]) for a, b in zip(found[one], found[other], strict=True)]
-            print(f"\n{metric} of {len(apart)} points, {one} and {other}: largest difference {max(apart):.2g}", end="")
-    print()
+            apart = [abs(a[metric] - b[metric]) for a, b in zip(found["medvitlib"], found[other], strict=True)]
+            page.say(f"\n{metric} of {len(apart)} points, {how}: largest difference {max(apart):.2g}", end="")
+    page.say()
+    page.save()
 
 
-def timed(name: str, options: argparse.Namespace, scratch: Path) -> tuple[float, list[dict]]:
-    """Seconds and, for each point, the metrics of the kept epoch; one process, an empty cache."""
+def trained(name: str, options: argparse.Namespace, scratch: Path) -> list[dict]:
+    """For each point the metrics of the kept epoch; one process, an empty cache."""
     for folder in ("cache", "runs"):
         shutil.rmtree(scratch / folder, ignore_errors=True)
     environment = os.environ | {
@@ -102,17 +114,16 @@ def timed(name: str, options: argparse.Namespace, scratch: Path) -> tuple[float,
     if name == "equal":
         environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // options.workers))
     command = [sys.executable, __file__, "--part", name, "--out", str(scratch / "out.json"), "--data", options.data]
-    command += ["--epochs", str(options.epochs), "--workers", str(options.workers)]
-    start = time.perf_counter()
+    for number in ("epochs", "workers", "values"):
+        command += [f"--{number}", str(getattr(options, number))]
     subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
-    return time.perf_counter() - start, json.loads((scratch / "out.json").read_text())
+    return json.loads((scratch / "out.json").read_text())
 
 
 def part(options: argparse.Namespace) -> None:
     """What one of the processes does."""
-    content = asked(options.data, options.epochs)
-    study = read_study(content)
-    if options.part in ("medvitlib", "stacked"):
+    content = asked(options.data, options.epochs, options.values)
+    if options.part in SEARCHES:
         ways = {"medvitlib": {"workers": options.workers}, "stacked": {"workers": 1, "together": 9}}
         table = run_search(content, quiet=True, **ways[options.part]).table
         if errors := [error for error in table["error"] if error]:
@@ -121,11 +132,11 @@ def part(options: argparse.Namespace) -> None:
     else:
         if options.part == "plain":
             SelfAttention.forward = lambda self, x: self.with_weights(x)[0]
-        results = plain(study, once=options.part in ("decoded", "equal"))
+        results = plain(read_study(content), once=options.part in ("decoded", "equal"))
     options.out.write_text(json.dumps(results))
 
 
-def asked(data: str, epochs: int) -> dict:
+def asked(data: str, epochs: int, values: int) -> dict:
     """The study, whose training is what the plain loop does."""
     return {
         "name": "grid",
@@ -143,7 +154,7 @@ def asked(data: str, epochs: int) -> dict:
             "clip_norm": 0,
             "metric": "val_accuracy",
         },
-        "search": {"space": GRID},
+        "search": {"space": {name: some[:values] for name, some in GRID.items()}},
     }
 
 
@@ -202,8 +213,8 @@ def read(path: str) -> torch.Tensor:
     return torch.from_numpy(np.repeat(image, 3 // image.shape[2], axis=2)).permute(2, 0, 1).contiguous()
 
 
-def choose(asked_for: str | None, scratch: Path) -> tuple[str, str]:
-    """The data set that was asked for, else the real slices where they are, else 300 rendered ones as PNG files."""
+def choose(asked_for: str | None, scratch: Path, images: int) -> tuple[str, str]:
+    """The data set that was asked for, else the real slices where they are, else rendered ones as PNG files."""
     if asked_for is None:
         try:
             asked_for = "sarscov2_ct"
@@ -211,9 +222,9 @@ def choose(asked_for: str | None, scratch: Path) -> tuple[str, str]:
         except DataError:
             import cv2
 
-            for patient in range(300):
+            for patient in range(images):
                 image, mask = picture(
-                    "phantom/ct", f"patient{patient:04d}/0", (400, 400), PhantomOptions(n_patients=300)
+                    "phantom/ct", f"patient{patient:04d}/0", (400, 400), PhantomOptions(n_patients=max(2, images))
                 )
                 folder = scratch / "slices" / ("disease" if mask.any() else "healthy")
                 folder.mkdir(parents=True, exist_ok=True)

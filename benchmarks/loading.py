@@ -1,44 +1,41 @@
 """How fast do batches come, and does memory stay flat? Measured against torchvision's ImageFolder in the same run.
 
     python benchmarks/loading.py [--data chest_xray] [--sizes 112 224] [--workers 0 2] [--batch-size 32]
+                                 [--json PATH]
 
 Both sides yield the same images, at the same size, as normalised float32 batches on the same device:
     torchvision   ImageFolder, PIL, Resize, ToTensor, Normalize in a DataLoader (its workers kept alive between epochs)
     medvitlib     batches() of a decoded set, normalise() once a batch: no worker processes, one thread
-First epochs (which decode our cache and start their workers) are not counted. Rounds alternate, and the ratio is taken
-within each round, so that a busy machine slows both. Prints Markdown.
+First epochs (which decode our cache and start their workers) are not counted; the others take turns (`turns.py`).
+Prints Markdown.
 """
 
 import argparse
-import os
-import platform
 import statistics
-import subprocess
-import sys
 import tempfile
-import time
 import warnings
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import cv2
 import numpy as np
-import PIL
 import torch
 import torchvision
 from torch.utils.data import DataLoader, Subset
 from torchvision import transforms
 
+import turns
 from medvitlib.data import IMAGENET, PhantomOptions, Preprocessing, batches, normalise, open_dataset
 from medvitlib.data.folder import scan
 from medvitlib.data.phantoms import picture
 from medvitlib.data.sources.finding import find
 from medvitlib.errors import DataError
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DEVICE = turns.device()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = turns.parser(__doc__)
     parser.add_argument("--data", help="a data set's name or folder; default: chest_xray if found, else rendered JPEGs")
     parser.add_argument("--sizes", type=int, nargs="+", default=[112, 224])
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 2])
@@ -51,19 +48,19 @@ def main() -> None:
     if options.one_memory:
         print(peak_memory(options.one_memory))
         return
-    print(f"{platform.platform()}, {os.cpu_count()} cores, {DEVICE}; Python {platform.python_version()}", end=", ")
-    print(f"torch {torch.__version__}, torchvision {torchvision.__version__}, Pillow {PIL.__version__}", end=", ")
-    print(f"OpenCV {cv2.__version__}, NumPy {np.__version__}\n")
+    page = turns.Page(options, "torchvision", "Pillow", "opencv-python", "numpy")
     with tempfile.TemporaryDirectory() as scratch:
         source, what = choose(options.data, Path(scratch), options.images)
-        print(f"{what}; batches of {options.batch_size}, {options.rounds} rounds\n")
-        print("| size | workers | torchvision img/s | medvitlib img/s | ratio, median (min to max) |")
-        print("|---:|---:|---:|---:|---:|")
-        for size in options.sizes:
-            for workers in options.workers:
-                print(compare(source, size, workers, options), flush=True)
+        page.say(f"\n{what}; batches of {options.batch_size}, {options.rounds} rounds")
+        columns = {"size": "d", "workers": "d", "torchvision img/s": ",.0f", "medvitlib img/s": ",.0f"}
+        columns |= {"ratio, median (min to max)": ".1f"}
+        pairs = ((size, workers) for size in options.sizes for workers in options.workers)
+        for size, workers, _, fast, speed in page.table(columns, (compare(source, *pair, options) for pair in pairs)):
+            peer = f"ImageFolder's with {workers} workers"
+            page.claim(f"loading, speed over {peer}: {size} px", speed, images_per_second=fast)
     if options.memory:
-        memory_table(options.memory)
+        memory_table(page, options.memory)
+    page.save()
 
 
 def choose(data: str | None, scratch: Path, images: int) -> tuple[Path, str]:
@@ -82,7 +79,7 @@ def choose(data: str | None, scratch: Path, images: int) -> tuple[Path, str]:
     return scratch, f"{min(images, 1000)} rendered 224 px JPEGs"
 
 
-def compare(source: Path, size: int, workers: int, options: argparse.Namespace) -> str:
+def compare(source: Path, size: int, workers: int, options: argparse.Namespace) -> tuple:
     """One line of the table."""
     torch.set_num_threads(1)
     preprocessing = Preprocessing((size, size), *IMAGENET)
@@ -108,37 +105,34 @@ def compare(source: Path, size: int, workers: int, options: argparse.Namespace) 
     same = normalise(next(iter(batches(ours, 32)))[0], preprocessing) - torch.stack([theirs[i][0] for i in range(32)])
     assert same.abs().mean() < 0.1, "the two sides do not load the same pictures"
     generator = torch.Generator().manual_seed(0)
-    times = {our_epoch: [], their_epoch: []}
-    for number in range(options.rounds + 1):
-        for epoch, seconds in times.items():
-            start, count = time.perf_counter(), 0
-            for x in epoch():
-                assert x.shape[1:] == (3, size, size) and x.dtype == torch.float32
-                count += len(x)
-            if DEVICE == "cuda":
-                torch.cuda.synchronize()
-            assert count == len(chosen)
-            if number:  # the first is the warm-up
-                seconds.append(time.perf_counter() - start)
-    ratios = [b / a for a, b in zip(times[our_epoch], times[their_epoch], strict=True)]
-    fast, slow = (len(chosen) / statistics.median(times[epoch]) for epoch in (our_epoch, their_epoch))
-    spread = f"{statistics.median(ratios):.1f} ({min(ratios):.1f} to {max(ratios):.1f})"
-    return f"| {size} | {workers} | {slow:,.0f} | {fast:,.0f} | {spread} |"
+
+    def read(epoch: Callable[[], Iterable[torch.Tensor]]) -> None:
+        count = 0
+        for x in epoch():
+            assert x.shape[1:] == (3, size, size) and x.dtype == torch.float32
+            count += len(x)
+        assert count == len(chosen)
+
+    calls = {"ours": lambda: read(our_epoch), "theirs": lambda: read(their_epoch)}
+    seconds = turns.in_turns(calls, options.rounds, warm_up=1)
+    fast, slow = (len(chosen) / statistics.median(seconds[name]) for name in calls)
+    return size, workers, slow, fast, turns.ratio(seconds["theirs"], seconds["ours"])
 
 
-def memory_table(counts: list[int]) -> None:
+def memory_table(page: turns.Page, counts: list[int]) -> None:
     """Peak memory of rendering, opening and reading sets of different sizes twice, each in its own process."""
-    print("\n| images at 112 px | decoded, MB | peak memory of the process, MB |\n|---:|---:|---:|")
-    peaks = []
-    for count in counts:
+
+    def row(count: int) -> tuple:
         with tempfile.TemporaryDirectory() as cache:
-            command = [sys.executable, __file__, "--one-memory", str(count)]
-            output = subprocess.run(
-                command, env=os.environ | {"MEDVIT_CACHE": cache}, check=True, stdout=subprocess.PIPE, text=True
-            )
-        peaks.append(int(output.stdout))
-        print(f"| {count:,} | {count * 112 * 112 / 2**20:,.0f} | {peaks[-1]:,} |", flush=True)
-    print(f"\nFrom {counts[0]:,} to {counts[-1]:,} images: {peaks[-1] - peaks[0]:+,} MB.")
+            peak = int(turns.own_process(__file__, "--one-memory", count, MEDVIT_CACHE=cache))
+        return count, count * 112 * 112 / 2**20, peak
+
+    columns = {"images at 112 px": ",", "decoded, MB": ",.0f", "peak memory of the process, MB": ","}
+    rows = page.table(columns, map(row, counts))
+    grown = rows[-1][2] - rows[0][2]
+    page.say(f"\nFrom {counts[0]:,} to {counts[-1]:,} images: {grown:+,} MB.")
+    if len(counts) > 1:
+        page.claim(f"loading, more memory for {counts[-1]:,} images than for {counts[0]:,}: 112 px", grown, "MB")
 
 
 def peak_memory(count: int) -> int:
@@ -148,8 +142,7 @@ def peak_memory(count: int) -> int:
     for _ in range(2):
         for x, _ in batches(ds, 32, shuffle=True, generator=torch.Generator().manual_seed(0)):
             normalise(x, Preprocessing((112, 112), *IMAGENET))
-    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return int(lines["VmHWM"].split()[0]) // 1024
+    return turns.resident_peak()
 
 
 if __name__ == "__main__":

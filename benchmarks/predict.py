@@ -1,6 +1,6 @@
 """How fast does a trained model answer: PyTorch in float32, as `Predictor` runs it, in int8; ONNX Runtime in both?
 
-    python benchmarks/predict.py [--batch-sizes 1 32] [--rounds 10] [--accuracy 600] [--start 3]
+    python benchmarks/predict.py [--batch-sizes 1 32] [--rounds 10] [--accuracy 600] [--start 3] [--json PATH]
 
     eager         PyTorch, float32
     auto          PyTorch in the precision that `Predictor` chooses here, where that is another
@@ -9,33 +9,31 @@
     onnx int8     that of `medvit export --int8`, and with `--calibrate` on rendered or training images
 
 The model is DINOv2's ViT-S/14 at 224 px with a head for two classes. From uint8 images to logits; outputs are compared
-before anything is timed. All take turns in one process, in another order each round, two of them to warm up; ratios
-are taken within a round. Peak memory is that of a process that does nothing else. With --accuracy N the head is a probe
-on N images of the chest X-ray training set, and each way answers for the 624 of its test set. With --start N, `medvit
-predict` is started N times on one image. Prints Markdown.
+before anything is timed. All take turns in one process (`turns.py`). Peak memory is that of a process that does nothing
+else. With --accuracy N the head is a probe on N images of the chest X-ray training set, and each way answers for the
+624 of its test set. With --start N, `medvit predict` is started N times on one image. Prints Markdown.
 """
 
 import argparse
 import os
-import platform
-import random
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-SIZE, WARM_UP = 224, 2
+import turns
+
+MODEL, SIZE = "vit_small_patch14_dinov2", 224
 Way = Callable[[np.ndarray], np.ndarray]
 """uint8 (B, 3, H, W) to logits (B, 2)."""
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = turns.parser(__doc__)
     parser.add_argument("--batch-sizes", type=int, nargs="*", default=[1, 32])
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--accuracy", type=int, default=0, metavar="N")
@@ -46,24 +44,21 @@ def main() -> None:
         name, folder, batch_size = options.one_memory
         way = ways(Path(folder))[name]()
         way(some_images(int(batch_size)))
-        print(resident_peak() // 1024)
+        print(turns.resident_peak())
         return
-    import onnxruntime
-    import torch
-
-    print(f"{platform.platform()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads", end="; ")
-    print(f"Python {platform.python_version()}, torch {torch.__version__}, onnxruntime {onnxruntime.__version__}")
+    page = turns.Page(options, "onnxruntime", on="cpu")
     with tempfile.TemporaryDirectory() as scratch:
         os.environ["MEDVIT_RUNS"] = scratch
         folder, test = prepare(options.accuracy)
         loaded = {name: load() for name, load in ways(folder).items()}
-        compare(loaded)
+        compare(page, loaded)
         for batch_size in options.batch_sizes:
-            measure(loaded, folder, batch_size, options.rounds)
+            measure(page, loaded, folder, batch_size, options.rounds)
         if test is not None:
-            accuracy(loaded, test)
+            accuracy(page, loaded, test)
         if options.start:
-            start(folder, Path(scratch), options.start)
+            start(page, folder, Path(scratch), options.start)
+    page.save()
 
 
 def prepare(training: int) -> tuple[Path, object]:
@@ -73,7 +68,7 @@ def prepare(training: int) -> tuple[Path, object]:
     from medvitlib.models.zoo import build
     from medvitlib.training.probe import fit_probe
 
-    model = build("vit_small_patch14_dinov2", 2, image_size=SIZE, pool="token_mean", quiet=True)
+    model = build(MODEL, 2, image_size=SIZE, pool="token_mean", quiet=True)
     if training:
         everything = open_dataset("chest_xray", image_size=SIZE)
         chosen = np.random.default_rng(0).permutation(np.flatnonzero(everything.splits == "train"))[:training]
@@ -139,78 +134,70 @@ def some_images(n: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (n, 3, SIZE, SIZE), dtype=np.uint8)
 
 
-def compare(loaded: dict[str, Way]) -> None:
+def compare(page: turns.Page, loaded: dict[str, Way]) -> None:
     """Stop unless all give the same, as far as they can."""
     images = some_images(4)
     expected = loaded["eager"](images)
-    print("\nlogits, largest difference from eager: ", end="")
+    page.say("\nlogits, largest difference from eager: ", end="")
     for name, way in loaded.items():
         apart = np.abs(way(images) - expected).max()
         limit = 1e-4 if name == "onnx" else 0.2 * max(1.0, np.abs(expected).max())
         assert apart <= limit, f"{name} gives something else: {apart}"
-        print(f"{name} {apart:.1g}", end="; ")
-    print()
+        page.say(f"{name} {apart:.1g}", end="; ")
+    page.say()
 
 
-def measure(loaded: dict[str, Way], folder: Path, batch_size: int, rounds: int) -> None:
+def measure(page: turns.Page, loaded: dict[str, Way], folder: Path, batch_size: int, rounds: int) -> None:
     images = some_images(batch_size)
-    seconds: dict[str, list[float]] = {name: [] for name in loaded}
-    order = random.Random(0)
-    for number in range(rounds + WARM_UP):
-        for name in order.sample(list(loaded), len(loaded)):
-            begun = time.perf_counter()
-            loaded[name](images)
-            if number >= WARM_UP:
-                seconds[name].append(time.perf_counter() - begun)
-    print(f"\nbatches of {batch_size}, {rounds} rounds\n")
-    print("| | img/s | times as fast as eager, median (min to max) | peak memory, MB |\n|---|---:|---:|---:|")
-    for name, took in seconds.items():
-        ratios = [eager / this for eager, this in zip(seconds["eager"], took, strict=True)]
-        spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
-        command = [sys.executable, __file__, "--one-memory", name, str(folder), str(batch_size)]
-        memory = subprocess.check_output(command, text=True).split()[-1]
-        print(f"| {name} | {batch_size / statistics.median(took):.1f} | {spread} | {memory} |", flush=True)
+    seconds = turns.in_turns({name: lambda w=way: w(images) for name, way in loaded.items()}, rounds)
+    columns = {"": "", "img/s": ".1f", "times as fast as eager, median (min to max)": ".2f", "peak memory, MB": ","}
+
+    def row(name: str) -> tuple:
+        memory = int(turns.own_process(__file__, "--one-memory", name, folder, batch_size))
+        rate, speed = batch_size / statistics.median(seconds[name]), turns.ratio(seconds["eager"], seconds[name])
+        if name != "eager":
+            what = f"answers, {name}, speed over PyTorch's float32: {MODEL}, {SIZE} px, batches of {batch_size}"
+            page.claim(what, speed, images_per_second=rate, peak_mb=memory)
+        return name, rate, speed, memory
+
+    page.table(columns, map(row, loaded), f"batches of {batch_size}, {rounds} rounds")
 
 
-def accuracy(loaded: dict[str, Way], test) -> None:
+def accuracy(page: turns.Page, loaded: dict[str, Way], test) -> None:
     """Each way's accuracy on the test set, and how many decisions differ from eager's."""
-    print(
-        f"\n{len(test)} test images\n\n| | accuracy | less than eager, points | other decisions |\n|---|---:|---:|---:|"
-    )
     decided = {}
-    for name, way in loaded.items():
+
+    def row(name: str) -> tuple:
         logits = []
         for begin in range(0, len(test), 16):
             images = np.asarray(test.images[begin : begin + 16]).transpose(0, 3, 1, 2)
-            logits.append(way(np.ascontiguousarray(np.broadcast_to(images, (len(images), 3, SIZE, SIZE)))))
+            logits.append(loaded[name](np.ascontiguousarray(np.broadcast_to(images, (len(images), 3, SIZE, SIZE)))))
         decided[name] = np.concatenate(logits).argmax(1)
-        right = {key: (decided[key] == test.labels).mean() for key in ("eager", name)}
-        others = (decided[name] != decided["eager"]).sum()
-        print(f"| {name} | {right[name]:.4f} | {100 * (right['eager'] - right[name]):+.2f} | {others} |", flush=True)
+        right = {key: float((decided[key] == test.labels).mean()) for key in ("eager", name)}
+        others = int((decided[name] != decided["eager"]).sum())
+        return name, right[name], 100 * (right["eager"] - right[name]), others
+
+    columns = {"": "", "accuracy": ".4f", "less than eager, points": "+.2f", "other decisions": ","}
+    page.table(columns, map(row, loaded), f"{len(test)} test images")
 
 
-def start(folder: Path, scratch: Path, times: int) -> None:
+def start(page: turns.Page, folder: Path, scratch: Path, times: int) -> None:
     """Seconds of `medvit predict` on one image, from the shell to the end."""
     import cv2
 
     image = scratch / "image.png"
     cv2.imwrite(str(image), some_images(1)[0].transpose(1, 2, 0))
-    print("\n| medvit predict, one image | seconds, median (min to max) |\n|---|---:|")
-    for what in (folder, folder / "onnx.onnx"):
-        took = []
-        for _ in range(times):
-            begun = time.perf_counter()
-            command = [sys.executable, "-m", "medvitlib.cli", "predict", str(what), str(image), "--device", "cpu"]
-            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-            took.append(time.perf_counter() - begun)
-        name = "a run's folder" if what == folder else "an .onnx file"
-        print(f"| {name} | {statistics.median(took):.1f} ({min(took):.1f} to {max(took):.1f}) |")
+    said = {"a run's folder": folder, "an .onnx file": folder / "onnx.onnx"}
 
+    def answer(what: Path) -> None:
+        command = [sys.executable, "-m", "medvitlib.cli", "predict", str(what), str(image), "--device", "cpu"]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
-def resident_peak() -> int:
-    """Kilobytes of memory that this process has held at most."""
-    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return int(lines["VmHWM"].split()[0])
+    seconds = turns.in_turns({name: lambda w=what: answer(w) for name, what in said.items()}, times, warm_up=0)
+    rows = [(name, turns.spread(took)) for name, took in seconds.items()]
+    for name, took in rows:
+        page.claim(f"`medvit predict` on one image, start to end, {name}: {MODEL}", took, "s")
+    page.table({"medvit predict, one image": "", "seconds, median (min to max)": ".1f"}, rows)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ def mix(
 
     Args:
         images: floating (B, C, H, W), on any device, best normalised.
-        labels: int64 (B,).
+        labels: int64 (B,), on the CPU or with the images; on the CPU, no GPU waits while they are looked at.
         mixup: 0 leaves Mixup out; above 0, the larger, the more even the blend.
         cutmix: likewise; with both 0 nothing is mixed.
         generator: PyTorch's own if None; the draws are the same whatever the images' device.
@@ -44,7 +44,7 @@ def mix(
         raise DataError(f"labels {int(labels.min())} to {int(labels.max())} for num_classes={num_classes}.")
     if not all(0 <= strength < np.inf for strength in (mixup, cutmix)):  # of infinity, Beta makes nan
         raise DataError(f"mixup={mixup}, cutmix={cutmix}: expected 0 (off) or a finite number above it.")
-    soft = torch.nn.functional.one_hot(labels, num_classes).float()
+    soft = torch.nn.functional.one_hot(labels, num_classes).float().to(images.device, non_blocking=True)
     b, (h, w) = len(images), images.shape[-2:]
     if b < 2 or mixup == cutmix == 0:
         return images.clone(), soft
@@ -58,7 +58,7 @@ def mix(
     share = np.where(boxed, 1 - (bottom - top) * (right - left) / (h * w), share).astype(np.float32)
 
     def column(values: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(values).to(images.device)[:, None]
+        return torch.from_numpy(values).to(images.device, non_blocking=True)[:, None]
 
     rows, columns = (torch.arange(n, device=images.device) for n in (h, w))
     in_rows = (rows >= column(top)) & (rows < column(bottom))  # (B, H)

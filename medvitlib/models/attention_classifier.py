@@ -8,10 +8,10 @@ Shapes: B images, N patches, D width, H heads, K = D / H head width.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from medvitlib.errors import MedvitError
+from medvitlib.models.primitives import attention
 from medvitlib.models.vit import check_rate, patch_grid, resize_position
 
 
@@ -29,7 +29,7 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Tokens (B, N, D) to new tokens (B, N, D); fused, so that the weights are never kept in memory."""
-        return self._joined(F.scaled_dot_product_attention(*self._heads(x)))
+        return self._joined(attention(*self._heads(x)))
 
     def with_weights(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The same, and the attention (B, H, N, N), whose rows sum to one."""

@@ -51,7 +51,9 @@ def load_model(folder: str | Path) -> tuple[nn.Module, dict]:
                 f"{info['architecture']['num_classes']}"
             )
         with (folder / "model.safetensors").open("rb") as file:
-            if file.read(4).startswith(_PICKLES):
+            begins = file.read(9)
+            # the first eight bytes of a safetensors file are its header's length, which may begin like a pickle
+            if begins.startswith(_PICKLES) and begins[8:] != b"{":
                 raise ValueError(
                     "model.safetensors is a file of torch.save that was renamed; `medvit convert` reads it"
                 )

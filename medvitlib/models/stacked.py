@@ -14,7 +14,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from medvitlib.errors import MedvitError
+from medvitlib.models.adapters import adapters_of
 from medvitlib.models.attention_classifier import SelfAttention, TransformerClassifier
+from medvitlib.models.primitives import attention
 from medvitlib.models.vit import patch_grid, resize_position
 
 
@@ -25,7 +27,7 @@ class Stacked(nn.Module):
     beside each other: their attention is one operation.
 
     Raises:
-        MedvitError: a model of another kind, or of other shapes than the first.
+        MedvitError: a model of another kind, with adapters, or of other shapes than the first.
     """
 
     def __init__(self, models: Sequence[TransformerClassifier]):
@@ -35,6 +37,8 @@ class Stacked(nn.Module):
             raise MedvitError(
                 f"Models of the kind {kinds} cannot be stacked: expected teaching models (transformer_classifier)."
             )
+        if any(adapters_of(model) for model in models):
+            raise MedvitError("Models with adapters cannot be stacked: their layers are more than one product.")
         shapes = [{name: tuple(p.shape) for name, p in model.named_parameters()} for model in models]
         for number, shape in enumerate(shapes):
             if shape != shapes[0]:
@@ -79,7 +83,7 @@ class Stacked(nn.Module):
             rows = slice(first, first := first + len(list(alike)))
             # (m, B, N, D) to (m B, H, N, K): a model more is as good as more images
             parts = (y[rows].unflatten(3, (heads, -1)).transpose(2, 3).flatten(0, 1) for y in (q, k, v))
-            y = F.scaled_dot_product_attention(*parts)
+            y = attention(*parts)
             found.append(y.transpose(1, 2).flatten(2).unflatten(0, (-1, x.shape[1])))  # (m, B, N, D)
         return _linear([layer.fc_out for layer in layers], torch.cat(found))
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from medvitlib.errors import MedvitError, one_of
+from medvitlib.models.primitives import Dropout, DropPath, attention
 
 POOLS = ("token", "mean", "token_mean")
 
@@ -34,23 +35,6 @@ def check_rate(name: str, rate: float) -> None:
     """MedvitError unless a dropout's or DropPath's rate leaves something over."""
     if not 0 <= rate < 1:
         raise MedvitError(f"{name} is a probability from 0 to below 1; {rate} was given.")
-
-
-class DropPath(nn.Module):
-    """Stochastic depth: in training a sample's branch is left out with this probability, else divided by the rest."""
-
-    def __init__(self, drop_prob: float):
-        super().__init__()
-        self.drop_prob = drop_prob
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if not self.drop_prob or not self.training:
-            return x
-        kept = x.new_empty(x.shape[0], *[1] * (x.ndim - 1)).bernoulli_(1 - self.drop_prob)  # (B, 1, ...)
-        return x * kept.div_(1 - self.drop_prob)
-
-    def extra_repr(self) -> str:
-        return f"drop_prob={self.drop_prob}"
 
 
 class PatchEmbed(nn.Module):
@@ -81,11 +65,10 @@ class Attention(nn.Module):
         self.num_heads = heads
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
-        self.proj_drop = nn.Dropout(dropout)
+        self.proj_drop = Dropout(dropout)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = F.scaled_dot_product_attention(*self._heads(x))  # (B, H, N, K)
-        return self._joined(y)  # (B, N, D)
+        return self._joined(attention(*self._heads(x)))  # (B, N, D)
 
     def with_weights(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The same, and the weights (B, H, N, N), which the fused kernel of `forward` never materialises."""
@@ -109,7 +92,7 @@ class Mlp(nn.Module):
         super().__init__()
         self.fc1 = nn.Linear(dim, hidden)
         self.fc2 = nn.Linear(hidden, dim)
-        self.drop = nn.Dropout(dropout)
+        self.drop = Dropout(dropout)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.drop(F.gelu(self.fc1(x)))  # (B, N, hidden)
@@ -185,7 +168,7 @@ class VisionTransformer(nn.Module):
         rows, columns = self.patch_embed.grid_size
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + rows * columns, dim))
-        self.pos_drop = nn.Dropout(dropout)
+        self.pos_drop = Dropout(dropout)
         rates = [drop_path * i / max(depth - 1, 1) for i in range(depth)]
         self.blocks = nn.ModuleList(Block(dim, heads, mlp_ratio, dropout, rate) for rate in rates)
         self.norm = nn.LayerNorm(dim, eps=1e-6)

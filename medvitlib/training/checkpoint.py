@@ -26,7 +26,8 @@ class Position:
     Attributes:
         epoch, step: both counted from 0; `step` is the number of updates done in this epoch.
         loss, weight, seconds: sums over those updates; the loss is weighted by images.
-        accumulate: parts of a batch, as it stands after running out of memory.
+        accumulate, checkpointing, resident: parts of a batch, as it stands after running out of memory, whether
+            activations are computed twice, and whether the images are on the device: rounding differs between them.
         best, best_epoch: the best value of the metric and its epoch, -1 before there is one.
     """
 
@@ -36,24 +37,34 @@ class Position:
     weight: float = 0.0
     seconds: float = 0.0
     accumulate: int = 1
+    checkpointing: bool = False
+    resident: bool = False
     best: float = float("nan")
     best_epoch: int = -1
 
 
-def save_state(folder: Path, position: Position, parts: dict[str, Any], logits: torch.Tensor | None) -> None:
+def save_state(folder: Path, content: dict[str, Any]) -> None:
     """Write everything a training needs to go on to `last/state.pt`, aside first, then renamed.
 
     Args:
-        parts: objects with a `state_dict`, by name; None where there is none.
-        logits: those of the best epoch on the validation part.
+        content: from `state_of`.
 
     Raises:
         TrainingError: it cannot be written; what was saved before stands.
     """
-    content = {name: part.state_dict() for name, part in parts.items() if part is not None}
-    content |= {"position": asdict(position), "logits": logits}
     with _written(folder / STATE) as part:
         torch.save(content, part)
+
+
+def state_of(position: Position, parts: dict[str, Any], logits: torch.Tensor | None) -> dict[str, Any]:
+    """What is saved: tensors and plain values.
+
+    Args:
+        parts: objects with a `state_dict`, by name; None where there is none.
+        logits: those of the best epoch on the validation part.
+    """
+    content = {name: part.state_dict() for name, part in parts.items() if part is not None}
+    return content | {"position": asdict(position), "logits": logits}
 
 
 def load_state(folder: Path) -> dict[str, Any]:
@@ -72,11 +83,11 @@ def load_state(folder: Path) -> dict[str, Any]:
         ) from error
 
 
-def save_best(folder: Path, model: nn.Module) -> None:
+def save_best(folder: Path, state: dict[str, torch.Tensor]) -> None:
     """Write the weights that are best so far to `last/best.safetensors`, aside first, then renamed."""
     from safetensors.torch import save
 
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     with _written(folder / BEST) as part:
         part.write(save(state, metadata={"format": "pt"}))
 

@@ -51,7 +51,14 @@ class TrainConfig:
         metric: a column of metrics.csv; the epoch that is best by it is kept.
         patience: epochs without a better one after which the training stops; 0: never.
         workers: processes that augment images; 0 does it in this one. The result is the same.
-        compile: let `torch.compile` translate the model first.
+        compile: let `torch.compile` translate the model first (of a Transformer, its blocks). None: on a CUDA device,
+            for trainings that are long enough to pay for it.
+        resident: hold the training images on the device, as bytes, and augment them there; the same draws, the same
+            images to rounding. None: on a CUDA device, where they take no more than a quarter of its free memory and
+            the recipe is not "randaugment", which only a CPU computes.
+        memory_gb: what a training may take of the device, in 10^9 bytes. A batch then goes through the model in as many
+            parts as that asks for (`accumulate` at least), and before parts become small, activations are computed
+            twice instead of kept (checkpointing). 0: what is free on a CUDA device; no limit elsewhere.
         deterministic: refuse operations whose result differs between two runs (on a CPU there are hardly any).
         seed: of the order of the images, augmentation, mixing, dropout.
         trackers: experiment trackers to tell, as accelerate names them ("tensorboard", "mlflow", ...); where
@@ -91,7 +98,9 @@ class TrainConfig:
     metric: str = "val_auroc"
     patience: int = 0
     workers: int = 0
-    compile: bool = False
+    compile: bool | None = None
+    resident: bool | None = None
+    memory_gb: float = 0.0
     deterministic: bool = False
     seed: int = 0
     trackers: tuple[str, ...] = ()
@@ -158,11 +167,14 @@ _RANGES = {
     "ema": (0, 0.99999),
     "patience": (0, _ANY),
     "workers": (0, 256),
+    "memory_gb": (0, _ANY),
 }
 
 
-def of_kind(name: str, value: Any, kind: type) -> Any:
+def of_kind(name: str, value: Any, kind: Any) -> Any:
     """The value as the field's type; a YAML file's 1e-3 is text, and an integer will do for a float."""
+    if kind == bool | None:
+        return None if value is None else of_kind(name, value, bool)
     try:
         if kind is bool or isinstance(value, bool):
             if kind is not bool or not isinstance(value, bool):

@@ -4,7 +4,9 @@ import hashlib
 import os
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,8 @@ from medvitlib.models.zoo import head_of, replace_head
 from medvitlib.paths import cache_dir
 from medvitlib.precision import autocast_dtype
 from medvitlib.progress import track
+
+MOST_SIDE_BY_SIDE = 8  # batches whose activations are in memory at a time
 
 
 def default_device() -> torch.device:
@@ -133,16 +137,42 @@ def extract_features(
     return np.stack([known[h] for h in dataset.hashes])
 
 
-@torch.inference_mode()
 def _outputs(model, dataset, batch_size, device, dtype, description) -> Iterator[tuple[slice, np.ndarray]]:
     """The rows of each batch and the model's outputs for them; training flags are put back at the end."""
+
+    @torch.inference_mode()
+    def run(images: torch.Tensor) -> np.ndarray:
+        x = normalise(images.to(device, non_blocking=True), model.preprocessing)  # (B, C, H, W)
+        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+            return model(x).float().cpu().numpy()
+
     with in_mode(model.to(device), training=False):
-        loader = batches(dataset, batch_size)
-        for number, (images, _) in enumerate(track(loader, description, total=len(dataset), step=batch_size)):
-            x = normalise(images.to(device, non_blocking=True), model.preprocessing)  # (B, C, H, W)
-            with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
-                out = model(x).float().cpu().numpy()
+        loader = (images for images, _ in batches(dataset, batch_size))
+        several = device.type == "cpu" and dtype is not None and len(dataset) > batch_size
+        found = _side_by_side(run, loader) if several else map(run, loader)
+        for number, out in enumerate(track(found, description, total=len(dataset), step=batch_size)):
             yield slice(number * batch_size, number * batch_size + len(out)), out
+
+
+def _side_by_side(run: Callable[[torch.Tensor], np.ndarray], items: Iterable[torch.Tensor]) -> Iterator[np.ndarray]:
+    """`map`, in order, with a batch on each core instead of every core on one batch.
+
+    In reduced precision the products are short, and what lies between them is not shared out well: two cores gave
+    1.4 times the images a second.
+    """
+    threads = torch.get_num_threads()
+    workers = min(threads, MOST_SIDE_BY_SIDE)
+    waiting: deque[Future] = deque()
+    try:
+        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads // workers,)) as pool:
+            for item in items:
+                waiting.append(pool.submit(run, item))
+                if len(waiting) > workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+    finally:
+        torch.set_num_threads(threads)  # the workers' number is otherwise that of every thread to come
 
 
 def _load(store: Path) -> dict[str, np.ndarray]:

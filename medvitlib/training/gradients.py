@@ -8,6 +8,7 @@ from torch import nn
 from medvitlib.data import mix, normalise
 from medvitlib.errors import TrainingError
 from medvitlib.training import parallel
+from medvitlib.training.blocks import uncompiled
 from medvitlib.training.config import TrainConfig
 from medvitlib.training.losses import loss_sums, weight_of
 
@@ -21,6 +22,7 @@ class Gradients:
         class_weights: (K,) on the device, or None: each class the same.
         classes: K.
         batch: images of the largest batch.
+        compiles: whether the model is compiled: then it is for parts of the usual size, and runs as it is for others.
 
     Attributes:
         accumulate: parts that a batch (a process's share of it) goes through the model in; doubles whenever the device
@@ -36,6 +38,7 @@ class Gradients:
         class_weights: torch.Tensor | None,
         classes: int,
         batch: int,
+        compiles: bool = False,
     ):
         self.model, self.config, self.accelerator = model, config, accelerator
         self.class_weights, self.classes = class_weights, classes
@@ -43,6 +46,8 @@ class Gradients:
         self.accumulate = config.accumulate
         self.mixes = bool(config.mixup or config.cutmix)
         self.batch = -(-batch // parallel.world())
+        self.usual = -(-min(batch, config.batch_size) // parallel.world())
+        self.compiles = compiles
 
     @property
     def part(self) -> int:
@@ -56,8 +61,8 @@ class Gradients:
         """
         return parallel.share(n, least=max(1, min(2, self.config.batch_size // parallel.world())))
 
-    def add(self, images: torch.Tensor, labels: torch.Tensor, seed: int) -> float:
-        """The mean loss of a batch; all randomness comes from the seed.
+    def add(self, images: torch.Tensor, labels: torch.Tensor, seed: int) -> torch.Tensor:
+        """The mean loss of a batch, (), on the device; all randomness comes from the seed.
 
         Args:
             images: uint8 (B, C, H, W), or `share(B)` of them unless they are mixed.
@@ -83,25 +88,26 @@ class Gradients:
             if has and parameter.grad is None:  # of this batch, nothing was left for this process
                 parameter.grad = torch.zeros_like(parameter)
         parallel.add_up([loss, *(p.grad for p in trained if p.grad is not None)])
-        return loss.item()
+        return loss
 
     def _add(self, images: torch.Tensor, labels: torch.Tensor, seed: int) -> torch.Tensor:
         """This process's part of the mean loss, ()."""
         config, device = self.config, self.accelerator.device
         x = normalise(images.to(device, non_blocking=True), self.model.preprocessing)  # (B, C, H, W)
-        labels, rows = labels.to(device), self.share(len(labels))
+        rows = self.share(len(labels))
         if self.mixes:
             x, target = mix(x, labels, num_classes=self.classes, mixup=config.mixup, cutmix=config.cutmix)
             x = x[rows]
         else:
-            target = F.one_hot(labels, self.classes).float()  # (B, K)
+            target = F.one_hot(labels, self.classes).float().to(device, non_blocking=True)  # (B, K)
         whole = weight_of(target, self.class_weights).sum()
         target, total = target[rows], torch.zeros((), device=device)
         if parallel.rank():  # mixing was the same for all; dropout is not
             torch.manual_seed(seed + parallel.rank())
         parts = min(self.accumulate, -(-len(x) // self.part))  # the last batch may need fewer
+        usual = -(-self.usual // min(self.accumulate, -(-self.usual // self.part)))
         for part, share in zip(x.tensor_split(parts), target.tensor_split(parts), strict=True) if parts else ():
-            with self.accelerator.autocast():
+            with self.accelerator.autocast(), uncompiled(self.compiles and len(part) != usual):
                 logits = self.model(part.contiguous(memory_format=self.layout))
             if getattr(logits, "shape", None) != share.shape:
                 given = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 import torch
@@ -17,14 +18,18 @@ from medvitlib.models.adapters import adapters_of, merged
 from medvitlib.models.zoo import head_of
 from medvitlib.progress import track, with_time
 from medvitlib.training import parallel
-from medvitlib.training.checkpoint import Position, Stop, load_state, save_best, save_state
+from medvitlib.training.blocks import checkpointed, compiled, pays, uncompiled
+from medvitlib.training.checkpoint import Position, Stop, load_state, save_best, save_state, state_of
 from medvitlib.training.config import METRICS, TrainConfig
 from medvitlib.training.features import forward
 from medvitlib.training.gradients import Gradients, layout_of
+from medvitlib.training.late import Late, Writer
 from medvitlib.training.losses import balancing_weights
+from medvitlib.training.memory import limit_of, plan
 from medvitlib.training.optim import make_optimizer, rate_at
 from medvitlib.training.order import bounds_of, load, order_of, seed_of
 from medvitlib.training.pruned import Pruning
+from medvitlib.training.resident import Resident, fits, size_of
 from medvitlib.training.run import UnfinishedRun
 from medvitlib.training.validation import validation_metrics
 
@@ -69,9 +74,15 @@ class Loop:
         balance = balancing_weights(labels, classes)
         self.image_weights = balance[labels].double() if config.balance == "sampling" else None
         class_weights = balance.to(self.device) if config.balance == "weights" else None
-        self.gradients = Gradients(model, config, accelerator, class_weights, classes, largest)
         self.epochs = config.head_epochs + config.epochs
+        self.compiles = config.compile
+        if self.compiles is None:
+            self.compiles = pays(model, self.epochs * len(self.train), self.device)
+        self.gradients = Gradients(model, config, accelerator, class_weights, classes, largest, self.compiles)
         self.position, self.logits, self.optimizer = Position(), None, None
+        self.resident: Resident | None = None
+        self.late: tuple[Late, dict, np.ndarray] | None = None
+        self.writer = Writer(behind=writes_behind(self.device))
         self.pruning = Pruning(model, config)
 
     def run(self) -> tuple[Position, torch.Tensor]:
@@ -82,26 +93,63 @@ class Loop:
             else:
                 if not self.quiet and self.folder.replaces:
                     print("An interrupted training of this name was thrown away: resume=True would have gone on.")
+                self._settle()
                 self._enter_phase()
-            if self.config.compile:
-                self.model.compile()
-            while self.position.epoch < self.epochs and not self._out_of_patience():
-                self._train_epoch()
-                self._end_epoch(self._validate())
-                if self.stop.agreed():
-                    self.stop.leave(f"Stopped after epoch {self.position.epoch}. {_GO_ON}")
+            if self.position.resident:
+                self.resident = Resident(self.train, self.device)
+            with compiled(self.model, self.compiles), checkpointed(self.model, self.position.checkpointing):
+                while self.position.epoch < self.epochs and not self._out_of_patience():
+                    self._train_epoch()
+                    self._end_epoch(self._validate())
+                    if self.stop.agreed():
+                        self._leave(f"Stopped after epoch {self.position.epoch}. {_GO_ON}")
+            self.writer.wait()
         finally:
-            for parameter in self.trainable:
-                parameter.requires_grad_(True)
-            self.model._compiled_call_impl = None
-            for tracker in self.accelerator.trackers:
-                tracker.finish()
+            self._close()
         return self.position, self.logits
+
+    def _close(self) -> None:
+        """However it ended: nothing is left half written, and nothing stays frozen."""
+        self.writer.close()
+        for parameter in self.trainable:
+            parameter.requires_grad_(True)
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
 
     @property
     def head_only(self) -> bool:
         """Whether this epoch trains the head over a frozen backbone."""
         return self.position.epoch < self.config.head_epochs
+
+    def _settle(self) -> None:
+        """What depends on how much memory is free is settled once: a training that is taken up again goes on alike."""
+        config, position = self.config, self.position
+        images = size_of(self.train) if (resident := fits(config, self.train, self.device)) else 0
+        asked = limit_of(config.memory_gb, self.model, self.device, images)
+        found = (resident, config.accumulate, False)
+        if math.isfinite(asked):
+            found = (resident, *self._fitting(asked))
+        position.resident, position.accumulate, position.checkpointing = map(int, parallel.highest(*found))
+        position.resident, position.checkpointing = bool(position.resident), bool(position.checkpointing)
+        self.gradients.accumulate = position.accumulate
+
+    def _fitting(self, limit: float) -> tuple[int, bool]:
+        """Parts of a batch, and whether activations are computed twice, so that a step fits."""
+        average = sum(p.numel() * p.element_size() for p in self.ema.module.state_dict().values()) if self.ema else 0
+        how = {"accumulate": self.config.accumulate, "extra": average, "precision": self.accelerator.autocast}
+        try:
+            found = plan(self.model, self.gradients.batch, limit, **how)
+        except (RuntimeError, ValueError, TypeError):
+            if self.config.memory_gb:
+                raise
+            return self.config.accumulate, False  # nobody asked: running out of memory has an answer of its own
+        if not self.quiet and (found.checkpointing or found.accumulate > self.config.accumulate):
+            twice = ", activations computed twice" if found.checkpointing else ""
+            print(
+                f"To fit into {limit / 1e9:.1f} GB, {self.gradients.batch} images go through the model in "
+                f"{found.accumulate} parts{twice}; an update still sees all of them."
+            )
+        return found.accumulate, found.checkpointing
 
     def _enter_phase(self) -> None:
         """A fresh optimizer, for the head or for everything."""
@@ -123,15 +171,15 @@ class Loop:
         description = f"Epoch {position.epoch + 1}/{self.epochs}"
         for images, labels in track(self._batches(order), description, total=left, step=self.config.batch_size):
             first, last = self.bounds[position.step]
-            loss = self._update(images, labels, self.parts.train.ids[order[first:last]])
-            position.loss += loss * (last - first)
-            position.weight += last - first
+            self._update(images, labels, self.parts.train.ids[order[first:last]])
             position.step += 1
             now = time.perf_counter()
             position.seconds, start = position.seconds + now - start, now
             if self.stop.agreed():
                 self._save()
-                self.stop.leave(f"Stopped in epoch {position.epoch + 1}, after update {position.step}. {_GO_ON}")
+                self._leave(f"Stopped in epoch {position.epoch + 1}, after update {position.step}. {_GO_ON}")
+        self._read()
+        position.seconds += time.perf_counter() - start
 
     def _begin_epoch(self) -> None:
         """What is pruned, and what is in training mode."""
@@ -146,55 +194,61 @@ class Loop:
         if isinstance(self.train, Augmented):
             self.train.set_epoch(self.position.epoch)
         share = None if self.gradients.mixes else self.gradients.share  # what is mixed must be seen whole
-        return load(
-            self.train,
-            order,
-            self.bounds[self.position.step :],
-            share=share,
-            workers=self.config.workers,
-            pinned=self.device.type == "cuda",
-        )
+        how = {"share": share, "workers": self.config.workers}
+        bounds = self.bounds[self.position.step :]
+        if self.resident:
+            return self.resident.load(order, bounds, **how)
+        return load(self.train, order, bounds, pinned=self.device.type == "cuda", **how)
 
-    def _update(self, images: torch.Tensor, labels: torch.Tensor, ids: np.ndarray) -> float:
-        """One update; in smaller parts, the same update, if the device runs out of memory. Returns the loss."""
+    def _update(self, images: torch.Tensor, labels: torch.Tensor, ids: np.ndarray) -> None:
+        """One update; in smaller parts, the same update, if the device runs out of memory."""
         seed = seed_of(self.config.seed, self.position.epoch, self.position.step)
-        loss = self.gradients.add(images, labels, seed=seed)
-        self._step(loss, ids)
-        return loss
+        self._step(self.gradients.add(images, labels, seed=seed), ids)
 
-    def _step(self, loss: float, ids: np.ndarray) -> None:
-        """Change the weights by the gradients that they have, those of these images' mean loss."""
+    def _step(self, loss: torch.Tensor, ids: np.ndarray) -> None:
+        """Change the weights by the gradients that they have, those of these images' mean loss, (), on the device."""
         position, config = self.position, self.config
         rate = 1.0 if self.head_only else self._rate()
         for group in self.optimizer.param_groups:
             group["lr"] = group["base_lr"] * rate
         self.accelerator.unscale_gradients(self.optimizer)
         self.pruning.hold_gradients()
-        norm = nn.utils.clip_grad_norm_(self.trainable, config.clip_norm or math.inf).item()
-        # with scaled gradients an infinite norm is in order: the scaler skips the update and halves its factor
-        if not math.isfinite(loss) or not (math.isfinite(norm) or self.accelerator.scaler):
-            self._not_finite(loss, norm, ids)
+        norm = nn.utils.clip_grad_norm_(self.trainable, config.clip_norm or math.inf)
+        self._read()
+        self.late = Late(torch.stack([loss, norm.to(loss.device)])), position.step, ids
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.ema:
             self.ema.update(self.model, step=position.epoch * len(self.bounds) + position.step + 1)
         self.pruning.hold(self._copies())
 
+    def _read(self) -> None:
+        """Look at the loss of the update before, and stop if it is not a number: this one's is being computed."""
+        if self.late is None:
+            return
+        (late, step, ids), self.late = self.late, None
+        loss, norm = late.read()
+        # with scaled gradients an infinite norm is in order: the scaler skips the update and halves its factor
+        if not math.isfinite(loss) or not (math.isfinite(norm) or self.accelerator.scaler):
+            self._not_finite(loss, norm, step, ids)
+        self.position.loss += loss * len(ids)
+        self.position.weight += len(ids)
+
     def _rate(self) -> float:
         step = (self.position.epoch - self.config.head_epochs) * len(self.bounds) + self.position.step
         return rate_at(step, len(self.bounds), self.config)
 
-    def _not_finite(self, loss: float, norm: float, ids: np.ndarray) -> None:
+    def _not_finite(self, loss: float, norm: float, step: int, ids: np.ndarray) -> None:
         """Write down what a search for the cause needs, and stop."""
         position = self.position
         rate = max(group["lr"] for group in self.optimizer.param_groups)
-        where = {"epoch": position.epoch + 1, "update": position.step + 1, "learning_rate": rate}
+        where = {"epoch": position.epoch + 1, "update": step + 1, "learning_rate": rate}
         values = {"loss": str(loss), "gradient_norm": str(norm), "ids": ids.tolist()}
         if self.folder:
             write_json(self.folder.folder / "nonfinite.json", where | values)
         folder = parallel.from_first(lambda: self.folder.folder)
         raise TrainingError(
-            f"The loss is {loss}, the gradient's norm {norm}, at update {position.step + 1} of epoch "
+            f"The loss is {loss}, the gradient's norm {norm}, at update {step + 1} of epoch "
             f"{position.epoch + 1} (learning rate {rate:.2g}). The batch's ids are in "
             f"{folder}/nonfinite.json. Look at these images, lower lr, lengthen warmup_epochs or set "
             "clip_norm=1."
@@ -208,13 +262,13 @@ class Loop:
         if parallel.world() > 1:
             return self._validate_together(kept, options)
         try:
-            with self.stop.immediately(), merged(kept, keep_zeros=self.config.prune > 0):
+            with self.stop.immediately(), merged(kept, keep_zeros=self.config.prune > 0), uncompiled(self.compiles):
                 return torch.from_numpy(forward(kept, self.parts.val, description="Validating", **options))
         except (KeyboardInterrupt, SystemExit):
             self._save()
             if self.stop.signal is None:
                 raise
-            self.stop.leave(f"Stopped while epoch {self.position.epoch + 1} was validated. {_GO_ON}")
+            self._leave(f"Stopped while epoch {self.position.epoch + 1} was validated. {_GO_ON}")
 
     def _validate_together(self, kept: nn.Module, options: dict) -> torch.Tensor:
         """Each process sees its share; a signal waits, as one that left would be waited for in vain."""
@@ -223,7 +277,7 @@ class Loop:
         rows = np.arange(len(val))[parallel.share(len(val))]
         logits = np.empty((0, len(val.classes)), np.float32)  # of a part with fewer images than processes
         if len(rows):
-            with merged(kept, keep_zeros=self.config.prune > 0):
+            with merged(kept, keep_zeros=self.config.prune > 0), uncompiled(self.compiles):
                 logits = forward(kept, val.subset(rows), description="Validating", **options)
         return torch.from_numpy(np.concatenate(parallel.gather(logits)))
 
@@ -238,7 +292,7 @@ class Loop:
         if better:
             position.best, position.best_epoch, self.logits = value, position.epoch, logits
             if self.folder:
-                save_best(self.folder.folder, self.ema.module if self.ema else self.model)
+                self.writer(partial(save_best, self.folder.folder), self._copies()[-1].state_dict())
         speed = position.weight / position.seconds if position.seconds else math.nan
         row = {
             "epoch": position.epoch + 1,
@@ -284,9 +338,17 @@ class Loop:
         return {"model": self.model, "ema": ema, "optimizer": self.optimizer, "scaler": self.accelerator.scaler}
 
     def _save(self) -> None:
+        self._read()
         self.position.accumulate = self.gradients.accumulate
+        if self.folder:
+            self.writer(partial(save_state, self.folder.folder), state_of(self.position, self._parts(), self.logits))
         # the others wait: were one to leave before, torchrun would end this one in the middle of it
-        parallel.from_first(lambda: save_state(self.folder.folder, self.position, self._parts(), self.logits))
+        parallel.from_first(self.writer.wait if parallel.world() > 1 else lambda: None)
+
+    def _leave(self, message: str) -> None:
+        """Once what was saved is on the disk, answer the signal."""
+        self.writer.wait()
+        self.stop.leave(message)
 
     def _load(self) -> None:
         content = parallel.from_first(lambda: load_state(self.folder.folder))
@@ -300,6 +362,11 @@ class Loop:
             self.folder.forget_after(self.position.epoch)
         if not self.quiet:
             print(f"Going on in epoch {self.position.epoch + 1}/{self.epochs}, after update {self.position.step}.")
+
+
+def writes_behind(device: torch.device) -> bool:
+    """Whether states are written while the training goes on: a CPU would share its cores with that, and its memory."""
+    return device.type == "cuda"
 
 
 _GO_ON = "Everything is saved: fit(..., resume=True) goes on."

@@ -63,7 +63,8 @@ def make_optimizer(model: nn.Module, config: TrainConfig, head_only: bool = Fals
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0)
     kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
-    return kind(groups, lr=config.lr)
+    fused = all(parameter.is_cuda for group in groups for parameter in group["params"])  # each number is read once
+    return kind(groups, lr=config.lr, fused=fused)
 
 
 def rate_at(step: int, steps_per_epoch: int, config: TrainConfig) -> float:

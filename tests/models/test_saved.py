@@ -57,3 +57,13 @@ def test_what_is_no_such_model_is_refused_with_the_reason(folder, spoil, words):
     spoil(folder)
     with pytest.raises(MedvitError, match=words):
         load_model(folder)
+
+
+def test_a_header_whose_length_begins_like_a_pickle_is_none(folder):
+    file = folder / "model.safetensors"
+    whole = file.read_bytes()
+    size = int.from_bytes(whole[:8], "little")
+    padding = (0x80 - size) % 256  # spaces after a header belong to it
+    file.write_bytes((size + padding).to_bytes(8, "little") + whole[8 : 8 + size] + b" " * padding + whole[8 + size :])
+    assert file.read_bytes()[:1] == b"\x80"
+    load_model(folder)

@@ -9,13 +9,14 @@ import torch
 
 from medvitlib.data import open_dataset, split
 from medvitlib.errors import MedvitError, TrainingError
+from medvitlib.models.stacked import Stacked
 from medvitlib.models.zoo import build
 from medvitlib.paths import runs_dir
 from medvitlib.search import trial as trials
 from medvitlib.search.study import read_study
 from medvitlib.search.trial import Runner
 from medvitlib.search.workers import run_search
-from medvitlib.training import stacked
+from medvitlib.training import group as group_room
 from medvitlib.training.config import METRICS, TrainConfig
 from medvitlib.training.fit import fit
 from medvitlib.training.run import OtherSettings, Run
@@ -90,7 +91,7 @@ def test_each_ends_as_it_would_alone_whatever_becomes_of_the_others(parts, alone
 
 
 def test_a_full_memory_is_answered_with_smaller_passes(parts, alone, monkeypatch):
-    sizes, forward = [], stacked.Stacked.forward
+    sizes, forward = [], Stacked.forward
 
     def small(self, x, seed=None):
         sizes.append(len(self.models))
@@ -98,7 +99,7 @@ def test_a_full_memory_is_answered_with_smaller_passes(parts, alone, monkeypatch
             raise RuntimeError("CUDA out of memory.")
         return forward(self, x, seed)
 
-    monkeypatch.setattr(stacked.Stacked, "forward", small)
+    monkeypatch.setattr(Stacked, "forward", small)
     names = ("one", "slow", "dropping")
     for name, run in zip(names, fit_together(group("small", *names), parts, **CPU), strict=True):
         assert_same(run, alone[name])
@@ -106,7 +107,7 @@ def test_a_full_memory_is_answered_with_smaller_passes(parts, alone, monkeypatch
 
 
 def test_ctrl_c_loses_no_update_and_a_training_goes_on_alone_or_together(parts, alone, monkeypatch):
-    update, count = stacked._Member.update, 0
+    update, count = group_room.Member.update, 0
 
     def interrupted(self, *args):
         nonlocal count
@@ -117,13 +118,13 @@ def test_ctrl_c_loses_no_update_and_a_training_goes_on_alone_or_together(parts, 
 
     names = ("one", "slow", "dropping")
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt, match="the same call goes on"):
-        patch.setattr(stacked._Member, "update", interrupted)
+        patch.setattr(group_room.Member, "update", interrupted)
         fit_together(group("stopped", *names), parts, **CPU)
     training = group("stopped", "one")[0]
     ended = fit(training.model, parts, training.config, name=training.name, resume=True, quiet=True, **CPU)
     trained = []
     monkeypatch.setattr(
-        stacked._Member, "update", lambda self, *args: trained.append(self.number) or update(self, *args)
+        group_room.Member, "update", lambda self, *args: trained.append(self.number) or update(self, *args)
     )
     runs = fit_together(group("stopped", *names), parts, resume=True, **CPU)
     assert 0 not in trained and trained.count(1) == trained.count(2) < 3 * len(range(0, len(parts.train), 16))
@@ -242,7 +243,7 @@ def test_a_failing_point_is_recorded_and_its_group_goes_on():
 
 def test_an_interrupted_study_goes_on_together(monkeypatch):
     """The first group was done, the second is cut short."""
-    content, update = study("cut", SPACE), stacked._Member.update
+    content, update = study("cut", SPACE), group_room.Member.update
 
     def interrupted(self, *args):
         if self.folder.target.name.startswith("002"):  # the first of the other patch size
@@ -250,7 +251,7 @@ def test_an_interrupted_study_goes_on_together(monkeypatch):
         return update(self, *args)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(stacked._Member, "update", interrupted)
+        patch.setattr(group_room.Member, "update", interrupted)
         run_search(content, together=4, quiet=True, **CPU)
     done = list((runs_dir() / "cut").glob("*/model.safetensors"))
     times = [path.stat().st_mtime_ns for path in done]

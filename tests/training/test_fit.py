@@ -255,14 +255,14 @@ def test_too_little_space_is_said_before_the_training(parts, model, monkeypatch)
 
 def test_a_file_that_cannot_grow_leaves_the_last_state(tmp_path, model):
     position = checkpoint.Position(epoch=1)
-    checkpoint.save_state(tmp_path, position, {"model": model}, None)
+    checkpoint.save_state(tmp_path, checkpoint.state_of(position, {"model": model}, None))
     before = (tmp_path / checkpoint.STATE).read_bytes()
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, limits[1]))
         with pytest.raises(TrainingError, match=r"could not be written.*resume=True"):
-            checkpoint.save_state(tmp_path, replace(position, epoch=2), {"model": model}, None)
+            checkpoint.save_state(tmp_path, checkpoint.state_of(replace(position, epoch=2), {"model": model}, None))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)
@@ -296,7 +296,7 @@ def test_float16_scales_its_gradients(parts, model, monkeypatch):
     scales = []
     save = loop.save_state
     monkeypatch.setattr("medvitlib.training.fit.Accelerator", Scaling)
-    monkeypatch.setattr(loop, "save_state", lambda *args: scales.append(args[2]["scaler"].get_scale()) or save(*args))
+    monkeypatch.setattr(loop, "save_state", lambda *args: scales.append(args[1]["scaler"]["scale"]) or save(*args))
     run = fit(model, parts, QUICK, name="fp16", device="cpu", precision=torch.float16, quiet=True)
     assert min(scales) > 1 and all(torch.isfinite(tensor).all() for tensor in weights_of(run).values())
 

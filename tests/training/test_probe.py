@@ -1,6 +1,7 @@
 """Runs on rendered images with an instant model: what is promised of features, probe and run folder."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +12,7 @@ from filelock import FileLock
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from medvitlib.data import augmented, open_dataset, split
+from medvitlib.data import augmented, normalise, open_dataset, split
 from medvitlib.errors import DataError, EvaluationError, MedvitError
 from medvitlib.evaluate import evaluate
 from medvitlib.models.zoo import build, head_of
@@ -89,6 +90,30 @@ def test_features_are_computed_once_a_picture(model, parts, monkeypatch):
     other = split(open_dataset("phantom/cxr", **RENDERED), val=0.25, test=0.25, seed=5)
     extract_features(model, other.train, precision=None)
     assert sum(seen) == len({*parts.train.hashes, *other.train.hashes})
+
+
+def test_batches_side_by_side_are_the_batches_one_by_one(model, parts):
+    """In reduced precision each core takes a batch: same rows, same order, and the same threads afterwards."""
+    threads = torch.get_num_threads()
+    together = forward(model, parts.train, batch_size=7, device="cpu", precision="bfloat16")
+    rows = [parts.train.subset(np.arange(i, min(i + 7, len(parts.train)))) for i in range(0, len(parts.train), 7)]
+    alone = np.concatenate([forward(model, part, batch_size=7, device="cpu", precision="bfloat16") for part in rows])
+    np.testing.assert_allclose(together, alone, atol=0.02 * np.abs(alone).max())
+    with ThreadPoolExecutor(1) as pool:
+        assert torch.get_num_threads() == threads == pool.submit(torch.get_num_threads).result()
+
+
+def test_a_fault_in_one_of_the_batches_side_by_side_is_reported(model, parts, monkeypatch):
+    calls = iter(range(1000))
+
+    def failing(*given):
+        if next(calls) == 3:
+            raise RuntimeError("no memory")
+        return normalise(*given)
+
+    monkeypatch.setattr(features, "normalise", failing)
+    with pytest.raises(RuntimeError, match="no memory"):
+        forward(model, parts.train, batch_size=7, device="cpu", precision="bfloat16")
 
 
 def test_features_of_augmented_images_never_enter_the_cache(model, parts):

@@ -51,10 +51,10 @@ def main() -> None:
         task, *numbers, folder = options.point
         print(json.dumps(point(task, *map(int, numbers), Path(folder))))
         return
-    page = turns.Page(options, "numpy", "opencv-python", "scikit-learn")
     given = {"images": options.images, "size": options.sizes, "classes": options.classes}
     if any(len(values) < 2 for values in given.values()):
         parser.error("a line needs two points: give --images, --sizes and --classes two values each, or more.")
+    page = turns.Page(options, "numpy", "opencv-python", "scikit-learn")
     usual = {axis: values[1] for axis, values in given.items()}
     found: dict[str, dict[str, list[dict]]] = {axis: {} for axis in given}
     with tempfile.TemporaryDirectory() as scratch:
@@ -209,7 +209,7 @@ def draw(given: dict[str, list[int]], found: dict[str, dict[str, list[dict]]]):
                 y, style = np.array([one[what] for one in points], float), line_style(number, 4)
                 ax.plot(x, np.polyval(np.polyfit(x, y, 1), x), **style)
                 ax.plot(x, y, "o", ms=4, color=style["color"], label=task)
-            ax.set_ylim(bottom=0)
+            ax.set_ylim(0, 1.1 * max(one[what] for points in found[axis].values() for one in points))
             ax.set_xlim(left=0)
             ax.set_xlabel(titles[axis], fontsize=9)
             ax.set_ylabel(of, fontsize=9)

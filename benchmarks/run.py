@@ -62,8 +62,8 @@ BENCHMARKS = {
     "explain": Benchmark(quick="--image-size 32 --batch-size 2 --rounds 2", peers=("pytorch_grad_cam",)),
     "predict": Benchmark("--rounds 5 --start 3", quick="--batch-sizes 1 --rounds 1", weights=True),
     "growth": Benchmark(quick="--images 30 60 --sizes 32 48 --classes 2 3"),
-    "chest_xray_minute": Benchmark(weights=True, data="chest_xray"),
-    "vit_b16_gpu": Benchmark(cuda=True),
+    "chest_xray_minute": Benchmark(quick="--rounds 1 --checked 8", weights=True, data="chest_xray"),
+    "vit_b16_gpu": Benchmark(quick="--tiny --rounds 1", cuda=True),
 }
 
 

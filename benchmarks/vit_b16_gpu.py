@@ -16,9 +16,7 @@ Needs torch, torchvision, timm, accelerate, scikit-learn, pandas, matplotlib, sa
 """
 
 import argparse
-import json
 import os
-import platform
 import random
 import statistics
 import sys
@@ -36,6 +34,7 @@ import torch
 from torch import nn
 from torchvision.transforms import v2
 
+import turns
 from medvitlib.costs import training_memory
 from medvitlib.data import HALF, Dataset, Split
 from medvitlib.data.cache import Stored
@@ -82,9 +81,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit("There is no CUDA device here: --tiny runs the same code on a CPU, to see that it works.")
     if options.tiny:
         blocks.BACKEND = "eager"  # traced as ever, and run as it was written: seconds instead of minutes
-    where = torch.cuda.get_device_name() if DEVICE == "cuda" else f"{torch.get_num_threads()} threads"
-    print(f"{platform.platform()}, {os.cpu_count()} cores, {DEVICE} ({where})", end="; ")
-    print(f"Python {platform.python_version()}, torch {torch.__version__}, timm {timm.__version__}")
+    page = turns.Page(options, "torch", "torchvision", "timm", "accelerate")
     tasks = {"full": ours, "LoRA": ours, "RLRR": ours, "timm loop": peer}
     with tempfile.TemporaryDirectory() as folder:
         os.environ["MEDVIT_RUNS"] = folder
@@ -99,13 +96,18 @@ def main(arguments: list[str] | None = None) -> None:
             for name in order.sample(list(tasks), len(tasks)):
                 took[name].append(tasks[name](name, parts, options))
         rows = trained_rows(took, options, rate, bandwidth) + explained_rows(options) + memory_rows(parts, options)
-    if options.json:
-        header = {"device": where, "torch": torch.__version__, "rate": rate, "bandwidth": bandwidth}
-        options.json.write_text(json.dumps({**header, "rows": rows}, indent=2) + "\n")
+    page.content |= {"rate": rate, "bandwidth": bandwidth, "rows": rows}
+    for row in rows[: len(tasks)]:
+        what, speed = f"ViT-B/16 at {options.image_size} px, {row['name']}", row["images_per_second"]
+        if row["name"] != "timm loop":
+            over = turns.Spread(*row["over timm loop"])
+            page.claim(f"{what}, over a timm loop's full", over, images_per_second=speed, peak_mb=row["peak_gb"] * 1e3)
+        page.claim(f"{what}, {options.epochs} epochs, total", row["total"], "seconds")
+    page.save()
 
 
 def parsed(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = turns.parser(__doc__)
     parser.add_argument("--images", type=int, default=4172, help="trained on; a quarter as many to validate")
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--batch-size", type=int, default=128)
@@ -115,7 +117,6 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--no-compile", action="store_true")
     parser.add_argument("--weights", type=Path, help="a file of ViT-B/16 weights")
     parser.add_argument("--tiny", action="store_true", help="a small model, few small images: to test this script")
-    parser.add_argument("--json", type=Path, metavar="PATH", help="write the figures into this file, too")
     options = parser.parse_args(arguments)
     if options.epochs < 2:
         parser.error("--epochs: 2 or more, as the first one is where things start")

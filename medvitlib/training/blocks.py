@@ -1,7 +1,6 @@
 """What is done to the blocks of a model while it trains: compiled one for all, or computed twice to save memory."""
 
 import importlib.util
-import math
 import os
 import shutil
 from collections import defaultdict
@@ -50,11 +49,8 @@ def pays(model: nn.Module, images: int, device: torch.device) -> bool:
     """Whether a training on so many images gains more from `torch.compile` than the translation takes."""
     compiler = os.environ.get("CC") or any(map(shutil.which, ("gcc", "cc", "clang")))
     able = device.type == "cuda" and importlib.util.find_spec("triton") and compiler
-    return bool(able) and torch.cuda.get_device_capability(device) >= (7, 0) and _work(model, images) >= PAYS
-
-
-def _work(model: nn.Module, images: int) -> float:
-    return float(count_parameters(model)) * images
+    new = bool(able) and torch.cuda.get_device_capability(device) >= (7, 0)  # what Triton writes for
+    return new and count_parameters(model) * images >= PAYS
 
 
 @contextmanager
@@ -104,8 +100,3 @@ def _twice(block: nn.Module, forward, *args, **kwargs):
     if not (torch.is_grad_enabled() and block.training):
         return forward(*args, **kwargs)
     return checkpoint(forward, *args, use_reentrant=False, **kwargs)
-
-
-def parts_for(images: int, most: int) -> int:
-    """Parts of at most so many images."""
-    return math.ceil(images / most)

@@ -29,22 +29,35 @@ class Late:
 
 
 class Writer:
-    """Writes files one after the other, while the training goes on if `behind`; what fails is raised at the next.
+    """Writes files one after the other, while the training goes on if `behind`; what fails is raised later.
 
     Call it with a function of what is to be written, and that: tensors are copied first, so that they may change.
     """
 
     def __init__(self, behind: bool):
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="writer") if behind else None
-        self._last: Future | None = None
+        self._pending: list[Future] = []
+        self._last: Future | None = None  # of those that may be left out
 
-    def __call__(self, write: Callable[[Any], None], content: Any) -> None:
+    def __call__(self, write: Callable[[Any], None], content: Any, *, unless_busy: bool = False) -> None:
+        """Write, or begin to.
+
+        Args:
+            unless_busy: leave it out while the one before of this kind is still being written.
+
+        Raises:
+            TrainingError: one of those before could not be written; or this one, where nothing is behind.
+        """
         if self._pool is None:
             write(content)
             return
-        self.wait()  # one copy at most is held
+        if unless_busy and self._last and not self._last.done():
+            return
+        while len(self._pending) > 2:  # copies at most, so that memory stays the same
+            self._pending.pop(0).result()
         copy = _Copy(content)
-        self._last = self._pool.submit(lambda: write(copy.on_cpu()))
+        self._pending.append(self._pool.submit(lambda: write(copy.on_cpu())))
+        self._last = self._pending[-1] if unless_busy else self._last
 
     def wait(self) -> None:
         """Until everything is on the disk.
@@ -52,9 +65,8 @@ class Writer:
         Raises:
             TrainingError: it could not be written.
         """
-        last, self._last = self._last, None
-        if last:
-            last.result()
+        while self._pending:
+            self._pending.pop(0).result()
 
     def close(self) -> None:
         """Wait, and raise nothing."""

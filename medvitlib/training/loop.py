@@ -25,7 +25,7 @@ from medvitlib.training.features import forward
 from medvitlib.training.gradients import Gradients, layout_of
 from medvitlib.training.late import Late, Writer
 from medvitlib.training.losses import balancing_weights
-from medvitlib.training.memory import limit_of, plan
+from medvitlib.training.memory import settled
 from medvitlib.training.optim import make_optimizer, rate_at
 from medvitlib.training.order import bounds_of, load, order_of, seed_of
 from medvitlib.training.pruned import Pruning
@@ -102,6 +102,7 @@ class Loop:
                     self._train_epoch()
                     self._end_epoch(self._validate())
                     if self.stop.agreed():
+                        self._save()
                         self._leave(f"Stopped after epoch {self.position.epoch}. {_GO_ON}")
             self.writer.wait()
         finally:
@@ -123,33 +124,21 @@ class Loop:
 
     def _settle(self) -> None:
         """What depends on how much memory is free is settled once: a training that is taken up again goes on alike."""
-        config, position = self.config, self.position
-        images = size_of(self.train) if (resident := fits(config, self.train, self.device)) else 0
-        asked = limit_of(config.memory_gb, self.model, self.device, images)
-        found = (resident, config.accumulate, False)
-        if math.isfinite(asked):
-            found = (resident, *self._fitting(asked))
-        position.resident, position.accumulate, position.checkpointing = map(int, parallel.highest(*found))
-        position.resident, position.checkpointing = bool(position.resident), bool(position.checkpointing)
-        self.gradients.accumulate = position.accumulate
-
-    def _fitting(self, limit: float) -> tuple[int, bool]:
-        """Parts of a batch, and whether activations are computed twice, so that a step fits."""
-        average = sum(p.numel() * p.element_size() for p in self.ema.module.state_dict().values()) if self.ema else 0
-        how = {"accumulate": self.config.accumulate, "extra": average, "precision": self.accelerator.autocast}
-        try:
-            found = plan(self.model, self.gradients.batch, limit, **how)
-        except (RuntimeError, ValueError, TypeError):
-            if self.config.memory_gb:
-                raise
-            return self.config.accumulate, False  # nobody asked: running out of memory has an answer of its own
-        if not self.quiet and (found.checkpointing or found.accumulate > self.config.accumulate):
-            twice = ", activations computed twice" if found.checkpointing else ""
+        average = sum(t.numel() * t.element_size() for t in self.ema.module.state_dict().values()) if self.ema else 0
+        resident = fits(self.config, self.train, self.device)
+        held = size_of(self.train) if resident else 0
+        how = {"held": held, "extra": average, "precision": self.accelerator.autocast}
+        accumulate, checkpointing = settled(self.config, self.model, self.gradients.batch, **how)
+        # several processes cut alike
+        resident, accumulate, checkpointing = parallel.highest(resident, accumulate, checkpointing)
+        self.position.resident, self.position.checkpointing = bool(resident), bool(checkpointing)
+        self.gradients.accumulate = self.position.accumulate = accumulate
+        if not self.quiet and (checkpointing or accumulate > self.config.accumulate):
+            twice = ", activations computed twice" if checkpointing else ""
             print(
-                f"To fit into {limit / 1e9:.1f} GB, {self.gradients.batch} images go through the model in "
-                f"{found.accumulate} parts{twice}; an update still sees all of them."
+                f"To fit into memory, {self.gradients.batch} images go through the model in {accumulate} parts{twice}; "
+                "an update still sees all of them."
             )
-        return found.accumulate, found.checkpointing
 
     def _enter_phase(self) -> None:
         """A fresh optimizer, for the head or for everything."""
@@ -313,7 +302,7 @@ class Loop:
         position.loss = position.weight = position.seconds = 0.0
         if was_head and not self.head_only:
             self._enter_phase()
-        self._save()
+        self._save(unless_busy=True)
         if self.each_epoch and self.folder:
             self.each_epoch(row)
 
@@ -337,11 +326,12 @@ class Loop:
         ema = self.ema.module if self.ema else None
         return {"model": self.model, "ema": ema, "optimizer": self.optimizer, "scaler": self.accelerator.scaler}
 
-    def _save(self) -> None:
+    def _save(self, unless_busy: bool = False) -> None:
         self._read()
         self.position.accumulate = self.gradients.accumulate
         if self.folder:
-            self.writer(partial(save_state, self.folder.folder), state_of(self.position, self._parts(), self.logits))
+            content = state_of(self.position, self._parts(), self.logits)
+            self.writer(partial(save_state, self.folder.folder), content, unless_busy=unless_busy)
         # the others wait: were one to leave before, torchrun would end this one in the middle of it
         parallel.from_first(self.writer.wait if parallel.world() > 1 else lambda: None)
 

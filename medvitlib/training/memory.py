@@ -9,7 +9,8 @@ from torch import nn
 
 from medvitlib.costs import training_memory
 from medvitlib.errors import TrainingError
-from medvitlib.training.blocks import can_checkpoint, checkpointed, parts_for
+from medvitlib.training.blocks import can_checkpoint, checkpointed
+from medvitlib.training.config import TrainConfig
 
 ROOM = 0.85  # of the limit may be counted: workspaces and what an allocator wastes are not
 SMALL = 8  # images: before parts get smaller than this, activations are computed twice
@@ -30,16 +31,41 @@ class Plan:
     bytes: int
 
 
-def limit_of(memory_gb: float, model: nn.Module, device: torch.device, images: int) -> float:
-    """Bytes that the weights and a step may take; infinite where nobody said and nothing can be asked.
+def settled(
+    config: TrainConfig,
+    model: nn.Module,
+    batch: int,
+    *,
+    held: int = 0,
+    extra: int = 0,
+    precision: Callable[[], AbstractContextManager],
+) -> tuple[int, bool]:
+    """Parts of a batch, and whether activations are computed twice, under `memory_gb` or what is free.
 
     Args:
-        images: bytes of images that lie on the device already.
+        held: bytes of images that are to lie on the device, too.
+        extra, precision: as for `plan`.
+
+    Raises:
+        TrainingError: it does not fit into `memory_gb`.
     """
-    if memory_gb:
-        return memory_gb * 1e9 - images
-    if device.type != "cuda":
-        return float("inf")
+    limit = _limit(config.memory_gb, model) - held
+    if limit == float("inf"):
+        return config.accumulate, False
+    try:
+        found = plan(model, batch, limit, accumulate=config.accumulate, extra=extra, precision=precision)
+    except (RuntimeError, ValueError, TypeError):
+        if config.memory_gb:
+            raise
+        return config.accumulate, False  # nobody asked: running out of memory has an answer of its own
+    return found.accumulate, found.checkpointing
+
+
+def _limit(memory_gb: float, model: nn.Module) -> float:
+    """Bytes that weights, images and a step may take; infinite where nobody said and nothing can be asked."""
+    device = next(model.parameters()).device
+    if memory_gb or device.type != "cuda":
+        return memory_gb * 1e9 or float("inf")
     cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     here = sum(t.numel() * t.element_size() for t in model.state_dict().values())
     return torch.cuda.mem_get_info(device)[0] + cached + here
@@ -80,7 +106,7 @@ def plan(
         fixed, each = lines[checkpointing]
         most = min(batch, int((ROOM * limit - fixed - extra) // each)) if limit < float("inf") else batch
         if most >= min(least, -(-batch // accumulate)):
-            parts = max(accumulate, parts_for(batch, most))
+            parts = max(accumulate, -(-batch // most))
             return Plan(parts, checkpointing, fixed + extra + each * -(-batch // parts))
     fixed, each = min(lines.values(), key=sum)
     raise TrainingError(

@@ -9,6 +9,8 @@ import pytest
 
 import turns
 
+SCRIPTS = os.pathsep.join([str(Path(turns.__file__).parent), *sys.path])
+
 
 class Clock:
     """Time that passes only while a call says so."""
@@ -58,8 +60,7 @@ def test_a_ratio_is_taken_within_a_round():
 def test_peak_memory_is_what_a_call_needs_on_top(tmp_path):
     script = tmp_path / "script.py"  # this process may have held more before
     script.write_text("import turns\nprint(turns.peak_memory(lambda: bytearray(b'x') * (256 * 2**20), times=2))")
-    path = os.pathsep.join([str(Path(turns.__file__).parent), *sys.path])
-    assert 250 <= int(turns.own_process(str(script), PYTHONPATH=path)) <= 300
+    assert 250 <= int(turns.own_process(str(script), PYTHONPATH=SCRIPTS)) <= 300
 
 
 def test_a_process_of_its_own_answers_with_its_last_line_and_has_the_environment_it_is_given(tmp_path):
@@ -98,3 +99,9 @@ def test_a_machine_is_its_gpu_or_else_its_processor_with_its_cores():
     header = {"device": "cpu", "gpu": "NVIDIA T4", "processor": "AMD EPYC", "cores": 2}
     assert turns.machine(header) == "AMD EPYC, 2 cores"
     assert turns.machine(header | {"device": "cuda"}) == "NVIDIA T4"
+
+
+def test_a_process_that_measures_onnx_runtime_is_not_made_larger_by_pytorch(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text("import sys, turns, predict\nprint('torch' in sys.modules)")
+    assert turns.own_process(str(script), PYTHONPATH=SCRIPTS) == "False"

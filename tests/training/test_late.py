@@ -1,7 +1,6 @@
 """What is written while a training goes on is what it was then, and what fails is said."""
 
 import threading
-from dataclasses import replace
 
 import pytest
 import torch
@@ -27,14 +26,27 @@ def test_a_copy_is_written_and_the_original_may_change():
     writer.close()
 
 
-def test_what_could_not_be_written_is_raised_at_the_next():
+def test_a_state_is_left_out_while_the_one_before_is_being_written():
+    go, seen, writer = threading.Event(), [], Writer(behind=True)
+    writer(lambda content: (go.wait(10), seen.append(content)), 1, unless_busy=True)
+    writer(seen.append, 2, unless_busy=True)
+    writer(seen.append, 3)
+    go.set()
+    writer.wait()
+    writer(seen.append, 4, unless_busy=True)
+    writer.wait()
+    assert seen == [1, 3, 4]
+    writer.close()
+
+
+def test_what_could_not_be_written_is_raised_in_the_end():
     def fail(content):
         raise TrainingError("full")
 
     writer = Writer(behind=True)
     writer(fail, {})
     with pytest.raises(TrainingError, match="full"):
-        writer(fail, {})
+        writer.wait()
     writer.close()
     with pytest.raises(TrainingError, match="full"):
         Writer(behind=False)(fail, {})
@@ -71,4 +83,4 @@ def test_a_training_that_is_written_behind_can_be_taken_up_again(monkeypatch):
 
     monkeypatch.setattr(loop, "save_state", full)
     with pytest.raises(TrainingError, match="the disk is full"):
-        train("behind", resume=replace(config) is None)
+        train("behind", resume=False)

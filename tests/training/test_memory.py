@@ -90,7 +90,10 @@ def test_a_training_under_a_limit_gives_the_weights_of_one_without(capsys):
         config = replace(config, memory_gb=gb)
         runs.append(fit(small(), parts, config, name=f"gb-{gb > 0}", device="cpu", precision=None, plot=False))
     said = capsys.readouterr().out
-    assert said.count("To fit into") == 1 and "activations computed twice; an update still sees all of them." in said
+    assert (
+        said.count("To fit into memory") == 1
+        and "activations computed twice; an update still sees all of them." in said
+    )
     for one, other in zip(*(run.model.state_dict().values() for run in runs), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 

@@ -127,7 +127,7 @@ class Group:
             if not (going := self._going(self.members)):
                 return
             if self.stop.agreed():  # asked while an epoch was written down
-                self._leave(going, save=False)
+                self._leave()
             least = min(member.place for member in going)  # after a kill some are behind, and catch up first
             now = self._train_epoch([member for member in going if member.place == least])
             for member, logits in zip(now, self._validate(now), strict=True):
@@ -173,7 +173,7 @@ class Group:
                     member.update(loss, ids, seconds / len(now))
             step += 1
             if self.stop.agreed():
-                self._leave(self._going(now))
+                self._leave()
         for member in (now := self._going(now)):
             with member.alone():
                 member.end_updates((time.perf_counter() - start) / len(now))
@@ -220,7 +220,7 @@ class Group:
             with self.stop.immediately():
                 return self._in_passes(now, look)
         except (KeyboardInterrupt, SystemExit):
-            self._leave(now)
+            self._leave()
             raise
 
     def _in_passes(self, members: list[Member], work: Callable[[list[Member]], list]) -> list:
@@ -246,9 +246,9 @@ class Group:
             self._stacks[key] = Stacked(models)
         return self._stacks[key]
 
-    def _leave(self, now: list[Member], save: bool = True) -> None:
-        """Save where these stand, the others being saved; then end, if that was asked for."""
-        for member in now if save else ():
+    def _leave(self) -> None:
+        """Save where each stands; then end, if that was asked for."""
+        for member in self._going(self.members):
             with member.alone():
                 member.save()
         if self.stop.signal is None:

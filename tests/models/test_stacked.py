@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from medvitlib.errors import MedvitError
+from medvitlib.models.adapt import adapt
 from medvitlib.models.attention_classifier import TransformerClassifier
 from medvitlib.models.stacked import Stacked
 from medvitlib.models.vit import VisionTransformer
@@ -32,6 +33,17 @@ def test_logits_and_gradients_are_those_of_each_alone_dropout_included(positions
             torch.testing.assert_close(stacked.grad, parameter.grad, rtol=1e-4, atol=1e-6, msg=name)
 
 
+@pytest.mark.parametrize("positions", [False, True])
+def test_in_bfloat16_too(positions):
+    models = [teaching(heads, 0.5, positions=positions) for heads in (1, 2, 2)]
+    x = torch.randn(5, 3, 32, 32)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = Stacked(models)(x, seed=7)
+        for number, model in enumerate(models):
+            torch.manual_seed(7)
+            torch.testing.assert_close(logits[:, number], model(x), rtol=0.02, atol=0.01)
+
+
 def test_in_evaluation_mode_nothing_is_dropped_and_no_seed_is_needed():
     models = [teaching(1, 0.5), teaching(2)]
     stack, x = Stacked(models).eval(), torch.randn(2, 3, 32, 32)
@@ -53,6 +65,8 @@ def test_weights_that_are_not_finite_stay_with_their_model():
 def test_what_cannot_be_stacked_is_said():
     with pytest.raises(MedvitError, match="Model 1 has the shapes"):
         Stacked([teaching(), teaching(patch_size=16)])
+    with pytest.raises(MedvitError, match="with adapters"):
+        Stacked([adapt(teaching(), "lora", targets=("query", "value"))])
     with pytest.raises(MedvitError, match="kind VisionTransformer cannot be stacked"):
         Stacked([VisionTransformer(32, patch_size=8, num_classes=2, dim=16, depth=1, heads=1)])
     with pytest.raises(MedvitError, match="kind none"):

@@ -16,9 +16,10 @@ from medvitlib.search import trial as trials
 from medvitlib.search.study import read_study
 from medvitlib.search.trial import Runner
 from medvitlib.search.workers import run_search
-from medvitlib.training import group as group_room
 from medvitlib.training.config import METRICS, TrainConfig
 from medvitlib.training.fit import fit
+from medvitlib.training.group import Member
+from medvitlib.training.resident import Resident
 from medvitlib.training.run import OtherSettings, Run
 from medvitlib.training.stacked import Training, fit_together
 
@@ -27,9 +28,18 @@ CONFIG = TrainConfig(epochs=3, batch_size=16, lr=1e-2, metric="val_nll")
 CPU = {"device": "cpu", "precision": None}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def no_power_cut(tmp_path_factory):
+    """Many small states are written here: whether they survive one is no question, and the disk may be busy."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("os.fsync", lambda file: None)
+        patch.setenv("MEDVIT_STORAGE", str(tmp_path_factory.mktemp("studies") / "all.journal"))  # SQLite waits itself
+        yield
+
+
 @pytest.fixture(scope="module")
 def parts():
-    return split(open_dataset("phantom/cxr", image_size=32, n_patients=40, difficulty=0.0))
+    return split(open_dataset("phantom/cxr", image_size=32, n_patients=24, difficulty=0.0))
 
 
 def model(heads: int = 2, dropout: float = 0.0) -> torch.nn.Module:
@@ -106,8 +116,20 @@ def test_a_full_memory_is_answered_with_smaller_passes(parts, alone, monkeypatch
     assert sizes.count(3) == 1 and {1, 2} <= set(sizes)
 
 
+def test_images_on_the_device_are_there_once_for_all(parts, monkeypatch):
+    made, create = [], Resident.__init__
+    monkeypatch.setattr(Resident, "__init__", lambda self, *args: made.append(self) or create(self, *args))
+    config = replace(CONFIG, epochs=2, recipe="light", resident=True)
+    expected = [fit(model(h), parts, config, name=f"held/{h}", quiet=True, plot=False, **CPU) for h in (1, 2)]
+    made.clear()
+    trainings = [Training(model(h), replace(config, patience=9 * h), f"shared/{h}") for h in (1, 2)]
+    for run, other in zip(fit_together(trainings, parts, **CPU), expected, strict=True):
+        assert_same(run, other)
+    assert len(made) == 1
+
+
 def test_ctrl_c_loses_no_update_and_a_training_goes_on_alone_or_together(parts, alone, monkeypatch):
-    update, count = group_room.Member.update, 0
+    update, count = Member.update, 0
 
     def interrupted(self, *args):
         nonlocal count
@@ -118,14 +140,12 @@ def test_ctrl_c_loses_no_update_and_a_training_goes_on_alone_or_together(parts, 
 
     names = ("one", "slow", "dropping")
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt, match="the same call goes on"):
-        patch.setattr(group_room.Member, "update", interrupted)
+        patch.setattr(Member, "update", interrupted)
         fit_together(group("stopped", *names), parts, **CPU)
     training = group("stopped", "one")[0]
     ended = fit(training.model, parts, training.config, name=training.name, resume=True, quiet=True, **CPU)
     trained = []
-    monkeypatch.setattr(
-        group_room.Member, "update", lambda self, *args: trained.append(self.number) or update(self, *args)
-    )
+    monkeypatch.setattr(Member, "update", lambda self, *args: trained.append(self.number) or update(self, *args))
     runs = fit_together(group("stopped", *names), parts, resume=True, **CPU)
     assert 0 not in trained and trained.count(1) == trained.count(2) < 3 * len(range(0, len(parts.train), 16))
     for name, run in zip(names, runs, strict=True):
@@ -168,6 +188,10 @@ def test_what_cannot_be_trained_together_is_said(parts):
         fit_together(asked(batch_size=8), parts, **CPU)
     with pytest.raises(TrainingError, match="no/2: mixup"):
         fit_together(asked(mixup=0.2), parts, **CPU)
+    with pytest.raises(TrainingError, match="memory_gb and trackers are for `fit` alone"):
+        fit_together(asked(memory_gb=1.0), parts, **CPU)
+    with pytest.raises(TrainingError, match="no/2: resident=True among None"):
+        fit_together(asked(resident=True), parts, **CPU)
     with pytest.raises(TrainingError, match="float16"):
         fit_together(asked(), parts, device="cpu", precision=torch.float16)
     with pytest.raises(TrainingError, match="no training"):
@@ -179,7 +203,7 @@ def test_what_cannot_be_trained_together_is_said(parts):
 def study(name: str, space: dict, epochs: int = 2, **search) -> dict:
     return {
         "name": name,
-        "data": {"name": "phantom/cxr", "image_size": 32, "rendered": {"n_patients": 40, "difficulty": 0.0}},
+        "data": {"name": "phantom/cxr", "image_size": 32, "rendered": {"n_patients": 24, "difficulty": 0.0}},
         "model": {"name": "transformer_classifier", "weights": None, "options": {"dim": 16, "depth": 1}},
         "train": {"epochs": epochs, "lr": 1e-2, "batch_size": 16, "metric": "val_nll"},
         "search": {"space": space, **search},
@@ -198,10 +222,11 @@ def watched(monkeypatch) -> list[int]:
 
 
 def test_a_study_is_the_same_together(monkeypatch):
-    alone = run_search(study("apart", SPACE, seeds=[0, 1]), quiet=True, **CPU)
+    space = {HEADS: [1, 2, 4], PATCH: [8, 16]}
+    alone = run_search(study("apart", space, epochs=1, seeds=[0, 1]), quiet=True, **CPU)
     sizes = watched(monkeypatch)
-    found = run_search(study("stacked", SPACE, seeds=[0, 1]), together=3, quiet=True, **CPU)
-    assert sizes == [3, 3, 3, 3, 1, 1, 1, 1]  # of each patch size three and one, with two seeds
+    found = run_search(study("stacked", space, epochs=1, seeds=[0, 1]), together=2, quiet=True, **CPU)
+    assert sizes == [2, 2, 2, 2, 1, 1, 1, 1]  # of each patch size two and one, with two seeds
     assert set(found.table["state"]) == {"complete"}
     columns = [name for name in found.table if name not in ("seconds", "state", "error")]
     np.testing.assert_allclose(found.table[columns], alone.table[columns], atol=1e-4)
@@ -211,20 +236,22 @@ def test_a_study_is_the_same_together(monkeypatch):
             names = {path.name for path in alone.folder_of(point, seed).iterdir()}
             assert {path.name for path in found.folder_of(point, seed).iterdir()} == names
     sizes.clear()
-    run_search(study("stacked", SPACE, seeds=[0, 1]), together=3, quiet=True, **CPU)
+    run_search(study("stacked", space, epochs=1, seeds=[0, 1]), together=2, quiet=True, **CPU)
     assert not sizes  # it is finished
 
 
 def test_points_of_other_shapes_or_models_are_kept_apart():
-    space = SPACE | {"train.lr": [0.1, 0.01], "train.batch_size": [8, 16], "train.mixup": [0.0, 0.1]}
+    shared = {"train.batch_size": [8, 16], "train.resident": [False, True]}
+    never = {"train.mixup": [0.0, 0.1], "train.memory_gb": [0.0, 1.0], "train.compile": [False, True]}
+    space = SPACE | shared | never | {"train.lr": [0.1, 0.01]}
     content = study("kinds", space)
     runner = Runner(read_study(content), CPU, quiet=True)
     plan = runner.study.plan
     kinds = [runner.kind(number) for number in range(len(plan))]
     for number, point in enumerate(plan):
         same = [other for other, kind in zip(plan, kinds, strict=True) if kind == kinds[number]]
-        alike = [o for o in plan if all(o[k] == point[k] for k in (PATCH, "train.batch_size", "train.mixup"))]
-        assert same == (alike if not point["train.mixup"] else [point])
+        alike = [o for o in plan if all(o[k] == point[k] for k in (PATCH, *shared, *never))]
+        assert same == ([point] if any(point[k] for k in never) else alike)
     content["model"] = {"name": "vit_scratch", "weights": None, "options": {"dim": 16, "depth": 1}}
     content["search"]["space"] = {HEADS: [1, 2]}
     runner = Runner(read_study(content), CPU, quiet=True)
@@ -243,7 +270,7 @@ def test_a_failing_point_is_recorded_and_its_group_goes_on():
 
 def test_an_interrupted_study_goes_on_together(monkeypatch):
     """The first group was done, the second is cut short."""
-    content, update = study("cut", SPACE), group_room.Member.update
+    content, update = study("cut", SPACE), Member.update
 
     def interrupted(self, *args):
         if self.folder.target.name.startswith("002"):  # the first of the other patch size
@@ -251,7 +278,7 @@ def test_an_interrupted_study_goes_on_together(monkeypatch):
         return update(self, *args)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(group_room.Member, "update", interrupted)
+        patch.setattr(Member, "update", interrupted)
         run_search(content, together=4, quiet=True, **CPU)
     done = list((runs_dir() / "cut").glob("*/model.safetensors"))
     times = [path.stat().st_mtime_ns for path in done]

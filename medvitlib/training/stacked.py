@@ -53,10 +53,7 @@ class Training:
 
 
 def stackable(config: TrainConfig) -> bool:
-    """Whether a training with these settings can be one of a group.
-
-    What is compiled, or planned for so much memory, is one model. compile=None does not ask for it.
-    """
+    """Whether a training with these settings can be one of a group; what is compiled, or cut to `memory_gb`, cannot."""
     return not any(getattr(config, name) not in (getattr(TrainConfig, name), False) for name in ALONE)
 
 

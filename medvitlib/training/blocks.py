@@ -1,8 +1,5 @@
 """What is done to the blocks of a model while it trains: compiled one for all, or computed twice to save memory."""
 
-import importlib.util
-import os
-import shutil
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -15,7 +12,6 @@ from torch.utils.checkpoint import checkpoint
 from medvitlib.models.zoo import count_parameters
 
 BACKEND = "inductor"
-PAYS = 1e13  # parameters times images; ViT-B/16 on 115,000: estimated, not measured
 _MOST = 0.8  # of the parameters: blocks that are alike and hold as much are worth compiling alone
 
 
@@ -43,14 +39,6 @@ def alike(model: nn.Module) -> list[nn.Module]:
     largest = max(groups.values(), key=len, default=[])
     held = sum(count_parameters(block) for block in largest)
     return largest if held >= _MOST * count_parameters(model) else []
-
-
-def pays(model: nn.Module, images: int, device: torch.device) -> bool:
-    """Whether a training on so many images gains more from `torch.compile` than the translation takes."""
-    compiler = os.environ.get("CC") or any(map(shutil.which, ("gcc", "cc", "clang")))
-    able = device.type == "cuda" and importlib.util.find_spec("triton") and compiler
-    new = bool(able) and torch.cuda.get_device_capability(device) >= (7, 0)  # what Triton writes for
-    return new and count_parameters(model) * images >= PAYS
 
 
 @contextmanager

@@ -51,8 +51,8 @@ class TrainConfig:
         metric: a column of metrics.csv; the epoch that is best by it is kept.
         patience: epochs without a better one after which the training stops; 0: never.
         workers: processes that augment images; 0 does it in this one. The result is the same.
-        compile: let `torch.compile` translate the model first (of a Transformer, its blocks). None: on a CUDA device,
-            for trainings that are long enough to pay for it.
+        compile: let `torch.compile` translate the model first (of a Transformer, its blocks); it takes a while, and
+            pays in long trainings.
         resident: hold the training images on the device, as bytes, and augment them there; the same draws, the same
             images to rounding. None: on a CUDA device, where they take no more than a quarter of its free memory and
             the recipe is not "randaugment", which only a CPU computes.
@@ -98,7 +98,7 @@ class TrainConfig:
     metric: str = "val_auroc"
     patience: int = 0
     workers: int = 0
-    compile: bool | None = None
+    compile: bool = False
     resident: bool | None = None
     memory_gb: float = 0.0
     deterministic: bool = False

@@ -47,7 +47,8 @@ def fit(
 
     Each update draws its randomness from (seed, epoch, update) alone, so a training that was stopped, by Ctrl-C,
     SIGTERM or kill -9, and is taken up again on the same machine with as many threads ends with the same weights, bit
-    by bit.
+    by bit. On a CUDA device, images lie and are augmented there, and a batch is cut to fit into its memory, unless
+    `config` says otherwise.
 
     In processes that torchrun has started, all train this one model: each computes its share of every batch, so the
     result is that of one process but for rounding, dropout and batch statistics (each process's own, as of a part of a
@@ -68,7 +69,8 @@ def fit(
         settings: whatever else `config.json` should remember.
         quiet: no line an epoch.
         plot: draw the curves into training.png.
-        each_epoch: given an epoch's row of metrics.csv once its state is on disk; what it raises ends the training.
+        each_epoch: given an epoch's row of metrics.csv once its state is on disk (on a CUDA device: on its way there);
+            what it raises ends the training.
 
     Raises:
         DataError: a class is absent from the training or the validation part, or nobody said which is positive.

@@ -18,7 +18,7 @@ from medvitlib.models.adapters import adapters_of, merged
 from medvitlib.models.zoo import head_of
 from medvitlib.progress import track, with_time
 from medvitlib.training import parallel
-from medvitlib.training.blocks import checkpointed, compiled, pays, uncompiled
+from medvitlib.training.blocks import checkpointed, compiled, uncompiled
 from medvitlib.training.checkpoint import Position, Stop, load_state, save_best, save_state, state_of
 from medvitlib.training.config import METRICS, TrainConfig
 from medvitlib.training.features import forward
@@ -76,8 +76,6 @@ class Loop:
         class_weights = balance.to(self.device) if config.balance == "weights" else None
         self.epochs = config.head_epochs + config.epochs
         self.compiles = config.compile
-        if self.compiles is None:
-            self.compiles = pays(model, self.epochs * len(self.train), self.device)
         self.gradients = Gradients(model, config, accelerator, class_weights, classes, largest, self.compiles)
         self.position, self.logits, self.optimizer = Position(), None, None
         self.resident: Resident | None = None

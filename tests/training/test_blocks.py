@@ -69,7 +69,3 @@ def test_compiled_and_computed_twice_go_together_and_nothing_is_left(graphs):
     for parameter, gradient in zip(model.parameters(), expected, strict=True):
         torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-5)
     assert all(m._compiled_call_impl is None and "forward" not in m.__dict__ for m in model.modules())
-
-
-def test_on_a_cpu_nothing_is_compiled_unless_asked():
-    assert not blocks.pays(small(), 10**12, torch.device("cpu"))

@@ -66,7 +66,7 @@ class SearchResult:
             rows[number] = row | {"state": WORDS[trial.state], "error": trial.user_attrs.get("error", "")}
             if told:
                 curves[number] = [pd.read_csv(io.StringIO(run["metrics"])) for run in told]
-                logits[number] = np.array([run["logits"] for run in told])
+                logits[number] = np.array([run["logits"] for run in told], np.float32).astype(np.float64)
         table = pd.DataFrame.from_dict(rows, orient="index")
         table.index.name = "point"
         return cls(study, table, curves, logits, parts)

@@ -74,7 +74,8 @@ def test_calibration_helps_an_overconfident_model_and_moves_nobody_across_a_half
 def test_calibration_that_does_harm_on_other_images_is_said(report):
     assert "worse" not in " ".join(report.sentences())
     sharp = simulated("val", 200, 1)
-    sharp = Predictions(sharp.y_true, np.eye(2)[sharp.y_true] * 0.8 + 0.1, sharp.groups)  # asks for a small temperature
+    said = sharp.y_true ^ (np.arange(len(sharp.y_true)) % 150 == 0)  # three are wrong
+    sharp = Predictions(sharp.y_true, np.eye(2)[said] * 0.8 + 0.1, sharp.groups)  # asks for a small temperature
     assert any("unlike the validation ones" in s for s in reported(simulated("test", 150, 2), sharp).sentences())
 
 

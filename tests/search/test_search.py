@@ -116,7 +116,7 @@ def test_workers_join_the_storage_without_its_address_on_their_command_lines(tmp
 
 def test_an_interrupted_study_goes_on(grid, tmp_path):
     file = tmp_path / "study.yaml"
-    file.write_text(yaml.safe_dump(asked("stopped", epochs=15)))
+    file.write_text(yaml.safe_dump(asked("stopped", epochs=30)))
     command = [sys.executable, "-m", "medvitlib.cli", "search", "run", str(file), "--workers", "2"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     for line in process.stdout:

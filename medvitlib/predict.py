@@ -13,8 +13,9 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
+from threading import get_ident
 
 import numpy as np
 import torch
@@ -33,7 +34,7 @@ from medvitlib.models.zoo import head_of
 from medvitlib.outliers import Familiar
 from medvitlib.progress import track
 from medvitlib.teaching import FOLDER as TEACHING
-from medvitlib.training.features import hardware
+from medvitlib.training.features import hardware, side_by_side
 
 NOTICE = "Research software, no medical device: not for diagnosis."
 
@@ -103,12 +104,14 @@ class Predictor:
         precision: torch.dtype | str | None = "auto",
     ):
         self.device, self.dtype = hardware(device, precision)
+        self._seen: dict[int, torch.Tensor] = {}  # thread -> what the last layer was given
         if str(folder).endswith(".onnx"):
             self.model = OnnxModel(folder)
             info = self.model.info
         else:
             self.model, info = load_model(model_folder(folder))
             self.model.to(self.device).eval()
+            head_of(self.model).register_forward_pre_hook(self._see)
         self.classes, self.positive = list(info["classes"]), info["positive"]
         self.temperature = float(info.get("temperature", 1.0))
         self.threshold = self._threshold(info.get("thresholds", {}), threshold)
@@ -152,10 +155,17 @@ class Predictor:
         if batch_size < 1:
             raise DataError(f"batch_size={batch_size}: expected 1 or more.")
         names, total = incoming(source)
-        shown = names if quiet else track(names, "Predicting", total=total)
-        while some := list(islice(shown, batch_size)):
-            images = [self._read(name, given, allow_private) for name, given in some]
-            yield from self._answers([name for name, _ in some], images)
+        given = iter(lambda: list(islice(names, batch_size)), [])
+        first = list(islice(given, 2))
+
+        def answers(some: list[tuple[str, Given]]) -> list[Prediction]:
+            images = [self._read(name, one, allow_private) for name, one in some]
+            return list(self._answers([name for name, _ in some], images))
+
+        # a batch on each core, which decodes one while the other computes; ONNX Runtime has threads of its own
+        several = len(first) > 1 and self.device.type == "cpu" and not isinstance(self.model, OnnxModel)
+        found = chain.from_iterable((side_by_side if several else map)(answers, chain(first, given)))
+        yield from found if quiet else track(found, "Predicting", total=total)
 
     def decide_again(self, answer: Prediction) -> Prediction:
         """The same answer at the threshold as it now is."""
@@ -163,6 +173,9 @@ class Predictor:
             return answer
         p = np.array(list(answer.probabilities.values()))
         return replace(answer, label=self._decide(p), threshold=self.threshold)
+
+    def _see(self, layer: torch.nn.Module, inputs: tuple[torch.Tensor]) -> None:
+        self._seen[get_ident()] = inputs[0].detach()
 
     def _threshold(self, stored: dict[str, float], asked: str | float) -> float:
         if self.positive is None:
@@ -217,15 +230,11 @@ class Predictor:
         if isinstance(self.model, OnnxModel):
             answer = self.model(batch)
             return answer.logits, answer.features
-        seen: list[torch.Tensor] = []
-        hook = head_of(self.model).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-        try:
-            x = normalise(torch.from_numpy(batch).to(self.device), self.model.preprocessing)
-            with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
-                logits = self.model(x)
-        finally:
-            hook.remove()
-        return logits.double().cpu().numpy(), seen[-1].float().cpu().numpy().reshape(len(batch), -1)
+        x = normalise(torch.from_numpy(batch).to(self.device), self.model.preprocessing)
+        with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
+            logits = self.model(x)
+        features = self._seen.pop(get_ident())
+        return logits.double().cpu().numpy(), features.float().cpu().numpy().reshape(len(batch), -1)
 
     def _decide(self, p: np.ndarray) -> str:
         if self.positive is None:

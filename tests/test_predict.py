@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from medvitlib.answers import draw_answer, plot_answers, promises_kept, try_it
 from medvitlib.cli import main
@@ -94,10 +95,28 @@ def test_sets_hold_the_true_class_and_strangers_are_told(predictor, parts):
 
 
 def test_a_folder_of_any_size_is_answered_for_as_it_is_read(predictor, folder):
+    for i in range(30):
+        shutil.copy(folder / "0.png", folder / f"more{i:02d}.png")
     answers = predictor.predict(folder, batch_size=1)
     assert next(answers).name.endswith("0.png")
-    (folder / "4.png").unlink()
-    assert "cannot be read" in list(answers)[3].error
+    (folder / "more29.png").unlink()
+    assert "cannot be read" in list(answers)[-1].error
+
+
+def test_batches_that_are_answered_for_side_by_side_do_not_mix(predictor, parts):
+    """Features of one thread are not taken for those of another, and the threads are as before, also after a break."""
+    threads = torch.get_num_threads()
+    images = np.asarray(parts.test.images)
+    whole = list(predictor.predict(images, batch_size=len(images)))
+    answers = predictor.predict(images, batch_size=3)
+    for k, (one, other) in enumerate(zip(whole, answers, strict=True)):
+        assert one.name == other.name == str(k)
+        assert one.probabilities == pytest.approx(other.probabilities, abs=1e-5)
+        assert one.distance == pytest.approx(other.distance, rel=1e-4)
+    broken_off = predictor.predict(images, batch_size=3)
+    next(broken_off)
+    broken_off.close()
+    assert torch.get_num_threads() == threads
 
 
 def test_the_command_answers_by_line_and_by_table(run, folder, capsys):

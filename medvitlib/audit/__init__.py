@@ -197,16 +197,24 @@ def audit(ds: Dataset, *, weights: str | None = "auto", n_boot: int = 500) -> Au
     clusters = pairs.clusters(len(ds))
     units = joined(clusters, ds.hashes, ds.groups)  # an image of an unknown group stands for itself
 
+    together = {"by image": np.arange(len(ds)), "by cluster": clusters, "by unit": units}
+    # where nothing is shared they are the same, and so is what comes of them
+    keys = {name: values.astype(int).tobytes() for name, values in together.items()}
+    cuts: dict[bytes, list | None] = {}
+    for name, key in keys.items():
+        if key not in cuts:
+            cuts[key] = measures.folds(ds.labels, together[name])
+
     baselines: dict[str, Estimate | str] = {}
     for name, x in measures.shortcut_features(cells, colours, files).items():
-        p = None if isinstance(x, str) else measures.out_of_fold(x, ds.labels, units)
+        p = None if isinstance(x, str) else measures.out_of_fold(x, ds.labels, cuts[keys["by unit"]])
         why = x if isinstance(x, str) else f"a class has fewer than {measures.FOLDS} independent units"
         baselines[name] = why if p is None else measures.figures(ds, p, units, n_boot)["auroc"]
     x = np.hstack([cells.reshape(len(ds), -1), colours]) if features is None else features
-    together = {"by image": np.arange(len(ds)), "by cluster": clusters, "by unit": units}
     if not ds.groups_known and units.max() == clusters.max():
-        together.pop("by unit")  # no group is known: the clusters, then
-    folds = {name: measures.out_of_fold(x, ds.labels, keys) for name, keys in together.items()}
+        keys.pop("by unit")  # no group is known: the clusters, then
+    found = {key: measures.out_of_fold(x, ds.labels, cuts[key]) for key in dict.fromkeys(keys.values())}
+    folds = {name: found[key] for name, key in keys.items()}
     gap, difference, judged = None, None, folds[list(folds)[-1]]
     if judged is not None:
         gap = {name: measures.figures(ds, p, units, n_boot) for name, p in folds.items()}

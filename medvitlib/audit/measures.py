@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from medvitlib.data import Dataset
 from medvitlib.data.cache import WORKERS, one_opencv_thread
@@ -163,19 +164,29 @@ def _sizes(files: list[Header] | None) -> np.ndarray | str:
     return table if (table.std(0) > 0).any() else "all files have the same size"
 
 
-def out_of_fold(x: np.ndarray, labels: np.ndarray, units: np.ndarray, strength: float = 0.01) -> np.ndarray | None:
-    """Probabilities (N, K) of a logistic regression, each from the folds without the image's unit.
-
-    None where a class has fewer than `FOLDS` units.
-    """
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
+def folds(labels: np.ndarray, units: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]] | None:
+    """Positions to learn from and to judge, `FOLDS` times, no unit in both; None where a class has fewer units."""
+    from sklearn.model_selection import StratifiedGroupKFold
 
     if min(len(np.unique(units[labels == k])) for k in np.unique(labels)) < FOLDS:
         return None
-    model = LogisticRegression(C=strength, max_iter=200)
     cut = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=0)
-    return cross_val_predict(model, reduced(x), labels, groups=units, cv=cut, method="predict_proba")
+    return list(cut.split(np.zeros(len(labels)), labels, units))
+
+
+def out_of_fold(
+    x: np.ndarray, labels: np.ndarray, cut: list[tuple[np.ndarray, np.ndarray]] | None, strength: float = 0.01
+) -> np.ndarray | None:
+    """Probabilities (N, K) of a logistic regression, each from the `folds` without the image's unit; None without."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import cross_val_predict
+
+    if cut is None:
+        return None
+    with threadpool_limits(1, user_api="blas"):  # the products are small: threads would wait for each other
+        return cross_val_predict(
+            LogisticRegression(C=strength, max_iter=200), reduced(x), labels, cv=cut, method="predict_proba"
+        )
 
 
 def figures(ds: Dataset, probabilities: np.ndarray, units: np.ndarray, n_boot: int) -> dict[str, Estimate]:

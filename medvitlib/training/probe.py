@@ -9,6 +9,7 @@ import warnings
 
 import numpy as np
 import torch
+from threadpoolctl import threadpool_limits
 from torch import nn
 
 from medvitlib.data import Split
@@ -93,10 +94,10 @@ def _fit(x: np.ndarray, y: np.ndarray, strength: float, num_classes: int) -> tup
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
-    with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", ConvergenceWarning
-        )  # a weak penalty on few images never quite converges; validation judges it
+    # one thread: the products are small, and two spend their time on waiting for each other (ten times as long)
+    with warnings.catch_warnings(), threadpool_limits(1, user_api="blas"):
+        # a weak penalty on few images never quite converges; validation judges it
+        warnings.simplefilter("ignore", ConvergenceWarning)
         fitted = LogisticRegression(C=strength, max_iter=500).fit(x, y)
     weight, bias = fitted.coef_, fitted.intercept_
     if num_classes == 2:

@@ -163,10 +163,11 @@ def test_out_of_fold_never_judges_a_unit_it_has_seen():
     x = np.eye(40)[units] + rng.normal(0, 0.01, (200, 40))
 
     def accuracy(keys):
-        return (measures.out_of_fold(x, labels, keys, strength=10.0).argmax(1) == labels).mean()
+        cut = measures.folds(labels, keys)
+        return (measures.out_of_fold(x, labels, cut, strength=10.0).argmax(1) == labels).mean()
 
     assert accuracy(np.arange(200)) > 0.95 and accuracy(units) < 0.65
-    assert measures.out_of_fold(x, labels, labels) is None
+    assert measures.folds(labels, labels) is None and measures.out_of_fold(x, labels, None) is None
 
 
 def test_two_classes_are_needed(tmp_path, write_classes):

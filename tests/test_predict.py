@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from datetime import UTC, datetime
 
 import cv2
@@ -16,7 +17,7 @@ from medvitlib.data import open_dataset, split
 from medvitlib.errors import DataError, MedvitError
 from medvitlib.evaluate import evaluate
 from medvitlib.evaluation.calibration import apply_temperature
-from medvitlib.models.zoo import build
+from medvitlib.models.zoo import build, head_of
 from medvitlib.predict import Predictor
 from medvitlib.prepare import prepare
 from medvitlib.training.config import TrainConfig
@@ -108,11 +109,13 @@ def test_batches_that_are_answered_for_side_by_side_do_not_mix(predictor, parts)
     threads = torch.get_num_threads()
     images = np.asarray(parts.test.images)
     whole = list(predictor.predict(images, batch_size=len(images)))
+    late = head_of(predictor.model).register_forward_hook(lambda *_: time.sleep(0.01))  # the other thread comes between
     answers = predictor.predict(images, batch_size=3)
     for k, (one, other) in enumerate(zip(whole, answers, strict=True)):
         assert one.name == other.name == str(k)
         assert one.probabilities == pytest.approx(other.probabilities, abs=1e-5)
         assert one.distance == pytest.approx(other.distance, rel=1e-4)
+    late.remove()
     broken_off = predictor.predict(images, batch_size=3)
     next(broken_off)
     broken_off.close()

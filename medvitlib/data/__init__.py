@@ -4,10 +4,10 @@ import importlib
 
 _HOME = {
     "Augmented": "augment",
-    "RECIPES": "augment",
+    "RECIPES": "recipes",
     "augmented": "augment",
-    "recipe": "augment",
-    "recipe_table": "augment",
+    "recipe": "recipes",
+    "recipe_table": "recipes",
     "open_dataset": "catalog",
     "fetch": "sources.fetching",
     "find": "sources.finding",

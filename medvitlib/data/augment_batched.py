@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torchvision.transforms import v2
 
-from medvitlib.data.augment import RECIPES, STAINS, Dihedral, Erase, Recipe, Rotate, StainJitter, recipe
+from medvitlib.data.recipes import RECIPES, STAINS, Dihedral, Erase, Recipe, Rotate, StainJitter, recipe
 
 GREY = (0.2989, 0.587, 0.114)  # torchvision's shares of R, G, B
 
@@ -117,7 +117,7 @@ def erase(x: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
 
 
 def stain(x: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
-    """As `augment.StainJitter`, of factors a and shifts b (B, 6)."""
+    """As `recipes.StainJitter`, of factors a and shifts b (B, 6)."""
     a, b = numbers[:, :3], numbers[:, 3:]
     density = -torch.log10((x.flatten(2) + 1) / 256)  # (B, C, H W)
     if x.shape[1] == 1:

@@ -12,8 +12,8 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from medvitlib import pictures
-from medvitlib.data import RECIPES, augment, augmented, batches, open_dataset, recipe, recipe_table
-from medvitlib.data.augment import STAINS, Dihedral, Erase, Rotate, StainJitter
+from medvitlib.data import RECIPES, augmented, batches, open_dataset, recipe, recipe_table, recipes
+from medvitlib.data.recipes import STAINS, Dihedral, Erase, Rotate, StainJitter
 from medvitlib.errors import DataError
 
 
@@ -98,7 +98,7 @@ class Mean(v2.Transform):
 
 
 def test_the_number_of_threads_changes_no_draw(write_classes, tmp_path, monkeypatch):
-    monkeypatch.setitem(augment._STEPS, "light", lambda size: [Mean()])
+    monkeypatch.setitem(recipes._STEPS, "light", lambda size: [Mean()])
     ds = open_dataset(write_classes(tmp_path / "set", {"a": 3, "b": 3}, size=(640, 640)), image_size=640)
     before, found = torch.get_num_threads(), []
     try:

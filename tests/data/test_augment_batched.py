@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from torchvision.transforms.v2 import functional as F
 
 from medvitlib.data import RECIPES, augmented, open_dataset, recipe
-from medvitlib.data.augment import Dihedral, Erase, Rotate
 from medvitlib.data.augment_batched import BATCHED, BATCHED_RECIPES, as_numbers, augment_batch, jitter
+from medvitlib.data.recipes import Dihedral, Erase, Rotate
 
 SETS = {
     "grey": lambda: open_dataset("phantom/cxr", image_size=48, n_patients=24),

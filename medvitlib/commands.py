@@ -1,0 +1,181 @@
+"""What each sub-command of `medvit` does: call a function of the library, print what it returns, give the exit status.
+
+What they need is imported when they run: the command starts at once.
+"""
+
+import argparse
+import shlex
+import sys
+import textwrap
+from pathlib import Path
+
+from medvitlib.errors import MedvitError
+
+
+def doctor(options: argparse.Namespace) -> int:
+    from medvitlib.doctor import examine, render
+
+    rows = examine()
+    print(render(rows))
+    return 1 if any(row.status == "fail" for row in rows) else 0
+
+
+def data(options: argparse.Namespace) -> int:
+    from medvitlib.data.sources.listing import WIDTH, render, rows
+    from medvitlib.doctor import check_data
+
+    for row in check_data():
+        print(
+            textwrap.fill(row.detail, WIDTH, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
+        )
+    print()
+    print(render(rows()))
+    print("\nTo have one that is not here: medvit fetch NAME. Rendered sets (phantom/...) are always here.")
+    return 0
+
+
+def fetch(options: argparse.Namespace) -> int:
+    from medvitlib.data.sources.fetching import fetch
+
+    print(fetch(options.name))
+    return 0
+
+
+def audit(options: argparse.Namespace) -> int:
+    from medvitlib.audit import audit
+    from medvitlib.data import open_dataset
+
+    rendered = {"leaky": True} if options.leaky else {}
+    chosen = {"positive": options.positive, "groups": options.groups, "image_size": options.size}
+    ds = open_dataset(options.data, **chosen, max_bad=0.5, **rendered)
+    found = audit(ds, weights=None if options.no_network else "auto")
+    print(found)
+    print(f"\nPictures and audit.json: {found.save(options.out)}")
+    return 0
+
+
+def train(options: argparse.Namespace) -> int:
+    from medvitlib.train import train
+    from medvitlib.training import parallel
+
+    try:
+        run, report = train(options.config, resume=options.resume, deterministic=options.deterministic)
+    except MedvitError:
+        if parallel.first_to_fail():
+            raise
+        return 1
+    except (KeyboardInterrupt, SystemExit) as stopped:  # SystemExit: after SIGTERM
+        if parallel.rank():  # of several processes the first answers for all
+            return 0
+        print(f"medvit: stopped. To go on: medvit train {shlex.quote(options.config)} --resume", file=sys.stderr)
+        return 130 if isinstance(stopped, KeyboardInterrupt) else stopped.code
+    if run is None:
+        return 0
+    print("", *report.sentences(), f"\nThe run, report.json and plots: {run.folder}", sep="\n")
+    return 0
+
+
+def evaluate(options: argparse.Namespace) -> int:
+    from medvitlib.data import open_dataset
+    from medvitlib.data.sources.medmnist import is_ordered
+    from medvitlib.evaluate import evaluate_saved
+    from medvitlib.models.saved import load_model, model_folder
+    from medvitlib.paths import runs_dir
+
+    folder = model_folder(options.model)
+    _, info = load_model(folder)
+    size = tuple(info["preprocessing"]["image_size"])
+    ds = open_dataset(options.data, image_size=size, positive=options.positive, groups=options.groups)
+    part = options.part or ("test" if (ds.splits == "test").any() else "all")
+    ds = ds if part == "all" else ds.subset(ds.splits == part)
+    name = f"evaluate-{folder.absolute().name}-{ds.name.replace('/', '-')}"
+    out = Path(options.out) if options.out else runs_dir() / name
+    asked = {"ordered": options.ordered or is_ordered(options.data), "device": options.device}
+    report = evaluate_saved(folder, ds, out=out, **asked)
+    words = "all images" if part == "all" else f"the official {part} part"
+    print(f"{folder.name} on {words} of {ds.name}:", *report.sentences(), sep="\n")
+    print(f"\nreport.json, predictions.csv and plots: {out}")
+    return 0
+
+
+def predict(options: argparse.Namespace) -> int:
+    from medvitlib.predict import NOTICE, Predictor, written
+
+    predictor = Predictor(options.model, threshold=options.threshold, device=options.device)
+    asked = {"batch_size": options.batch_size, "allow_private": options.allow_private, "quiet": not options.out}
+    answers = predictor.predict(options.images, **asked)
+    counts = written(answers, predictor, options.out, options.maps, show=print)
+    said = "Images: {images}; without an answer: {errors}; unlike those that were trained on: {unlike}."
+    print(said.format(**counts))
+    print(NOTICE)
+    return 1 if counts["errors"] == counts["images"] else 0
+
+
+def export(options: argparse.Namespace) -> int:
+    from medvitlib.export import export
+
+    chosen = {"int8": options.int8, "calibration": options.calibrate, "check": options.check, "force": options.force}
+    print(export(options.model, options.out, **chosen))
+    return 0
+
+
+def report(options: argparse.Namespace) -> int:
+    from medvitlib.report_page import write_report
+
+    path, board = write_report(options.runs, options.out, metric=options.metric)
+    for folder, why in board.skipped.items():
+        print(f"left out: {folder}: {why}")
+    evaluated = sum(run.report is not None for run in board.runs.values())
+    print(f"{len(board.runs)} runs, {evaluated} of them evaluated: {path} ({path.stat().st_size / 1e6:.1f} MB)")
+    return 0
+
+
+def search_run(options: argparse.Namespace) -> int:
+    from medvitlib.search.workers import run_search
+
+    try:
+        found = run_search(
+            options.study,
+            storage=options.storage,
+            workers=options.workers,
+            together=options.together,
+            retry=options.retry,
+            device=options.device,
+            precision=options.precision,
+        )
+    except (KeyboardInterrupt, SystemExit) as stopped:
+        print("medvit: stopped. The same command goes on.", file=sys.stderr)
+        return 130 if isinstance(stopped, KeyboardInterrupt) else stopped.code
+    print(f"\n{found}")
+    return 0
+
+
+def search_show(options: argparse.Namespace) -> int:
+    from medvitlib.search.workers import show_search
+
+    print(show_search(options.study, storage=options.storage))
+    return 0
+
+
+def list_weights(options: argparse.Namespace) -> int:
+    from medvitlib.models.weights import list_weights
+
+    for row in list_weights(probe=True):
+        where = f"{row['on_disk']} ({row['bytes'] / 1e6:.0f} MB)" if row["on_disk"] else "not on disk"
+        print(f"{row['name']}\n  {where}\n  licence: {row['licence']}")
+        print(f"  can be fetched from: {row['reachable_from'] or 'nowhere that answers now'}")
+    return 0
+
+
+def fetch_weights(options: argparse.Namespace) -> int:
+    from medvitlib.models.weights import fetch_weights
+
+    print(fetch_weights(options.name) if options.name else fetch_weights())
+    return 0
+
+
+def convert(options: argparse.Namespace) -> int:
+    from medvitlib.models.convert import convert
+
+    print(convert(options.old, options.new, force=options.force, name=options.name, take=options.take))
+    return 0

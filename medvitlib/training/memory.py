@@ -110,8 +110,8 @@ def plan(
             return Plan(parts, checkpointing, fixed + extra + each * -(-batch // parts))
     fixed, each = min(lines.values(), key=sum)
     raise TrainingError(
-        f"Training this model takes {(fixed + extra + each) / 1e9:.2f} GB with one image at a time; "
-        f"{ROOM * limit / 1e9:.2f} GB of {limit / 1e9:.2f} can be planned with. Take a smaller model, smaller images, "
+        f"Training this model takes {(fixed + extra + each) / 1e9:.3g} GB with one image at a time; "
+        f"{ROOM * limit / 1e9:.3g} GB of {limit / 1e9:.3g} can be planned with. Take a smaller model, smaller images, "
         "train fewer parameters (`adapt`), or allow more (memory_gb)."
     )
 

@@ -90,9 +90,12 @@ def main() -> None:
         for name, took in seconds.items()
     ]
     page.table(columns, rows)
+    points = f"{options.values**3} points, {options.epochs} epochs"
     for peer, what in PEERS.items():
         speed = turns.ratio(seconds[peer], seconds["medvitlib"])
-        page.claim(f"{options.values**3} points, {options.epochs} epochs, speed over a loop {what}", speed)
+        page.claim(f"{points}, speed over a loop {what}", speed)
+    together = turns.ratio(seconds["medvitlib"], seconds["stacked"])
+    page.claim(f"{points}, of one shape together in one process, speed over {options.workers} workers", together)
     compared = {"equal": "equal threads", "plain": "other threads", "stacked": "trained together"}
     for other, how in compared.items():
         for metric in ("val_accuracy", "val_nll"):

@@ -170,3 +170,14 @@ def test_a_line_is_told_from_a_square():
     _, r2, exponent = growth.fit_line(x, 1e-6 * x**2)
     assert exponent == pytest.approx(2) and r2 < 0.97
     assert growth.fit_line(x, np.full(4, 7.0)) == (0, 1, 0)
+
+
+def test_growth_is_drawn_with_a_line_for_each_task(tmp_path):
+    given = {"images": [10, 20, 40], "size": [32, 64], "classes": [2, 4]}
+    points = {axis: [{"seconds": 0.1 * v, "peak_mb": 500 + v} for v in values] for axis, values in given.items()}
+    figure = growth.draw(given, {axis: {"open": some, "audit": some} for axis, some in points.items()})
+    figure.savefig(tmp_path / "growth.png")
+    assert [ax.get_xlabel() for ax in figure.axes[:3]] == ["number of images", "pixels an image", "number of classes"]
+    for ax in figure.axes[:3]:
+        slope = [np.polyfit(np.log(line.get_xdata()), np.log(line.get_ydata()), 1)[0] for line in ax.lines]
+        assert len(slope) == 5 and slope[0] == pytest.approx(slope[1]) and slope[-1] == pytest.approx(1)

@@ -14,7 +14,7 @@ three layers, at 224 px:
     stacked     the same in one process with every core (or on the GPU), the nine points of a patch size together
 Each starts in a process of its own, whose start is part of its time. One more, not timed, is the decoded loop on one
 thread: with equal seeds and threads every point's metrics must be those of the search; those of the stacked points, to
-rounding. Prints Markdown.
+rounding. All of it in float32, whatever else pays on this machine. Prints Markdown.
 """
 
 import argparse
@@ -96,6 +96,8 @@ def main() -> None:
         page.claim(f"{points}, speed over a loop {what}", speed)
     together = turns.ratio(seconds["medvitlib"], seconds["stacked"])
     page.claim(f"{points}, of one shape together in one process, speed over {options.workers} workers", together)
+    for theirs, ours in zip(found["equal"], found["medvitlib"], strict=True):
+        assert theirs == ours, f"on equal threads the loop found {theirs}, the search {ours}"
     compared = {"equal": "equal threads", "plain": "other threads", "stacked": "trained together"}
     for other, how in compared.items():
         for metric in ("val_accuracy", "val_nll"):
@@ -128,7 +130,7 @@ def part(options: argparse.Namespace) -> None:
     content = asked(options.data, options.epochs, options.values)
     if options.part in SEARCHES:
         ways = {"medvitlib": {"workers": options.workers}, "stacked": {"workers": 1, "together": 9}}
-        table = run_search(content, quiet=True, **ways[options.part]).table
+        table = run_search(content, quiet=True, precision="float32", **ways[options.part]).table
         if errors := [error for error in table["error"] if error]:
             sys.exit(errors[0])
         results = [{name: row[name] for name in ("val_accuracy", "val_nll")} for _, row in table.iterrows()]

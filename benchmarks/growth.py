@@ -191,7 +191,7 @@ def show(page: turns.Page, axis: str, values: list[int], usual: dict, found: dic
             y = np.array([one[figure] for one in points], float)
             slope, r2, exponent = fit_line(x, y)
             rows.append((task, *y.tolist(), slope * STEPS[axis][0], r2, exponent))
-            if axis == "images":
+            if axis == "images" and figure == "seconds":
                 page.claim(f"{task}, {of} against images, exponent of a log-log fit", exponent, "")
         page.table(columns, rows, f"{of}, {WORDS[axis]} growing ({fixed}):")
 

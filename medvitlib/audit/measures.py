@@ -183,10 +183,11 @@ def out_of_fold(
 
     if cut is None:
         return None
+    # to the end and in double precision: stopped earlier, processors and threads differ in figures that are shown
+    model = LogisticRegression(C=strength, tol=1e-7, max_iter=1000)
     with threadpool_limits(1, user_api="blas"):  # the products are small: threads would wait for each other
-        return cross_val_predict(
-            LogisticRegression(C=strength, max_iter=200), reduced(x), labels, cv=cut, method="predict_proba"
-        )
+        x = reduced(x).astype(np.float64)
+        return cross_val_predict(model, x, labels, cv=cut, method="predict_proba")
 
 
 def figures(ds: Dataset, probabilities: np.ndarray, units: np.ndarray, n_boot: int) -> dict[str, Estimate]:

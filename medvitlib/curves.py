@@ -43,9 +43,9 @@ def plot_history(
     """
     _need(metrics, ["epoch", *LOSSES, metric, "lr"])
     shown = dict.fromkeys([metric, "val_auroc", "val_accuracy"])
-    row = _kept(metrics, metric)
+    row, epochs = _kept(metrics, metric), int((metrics["epoch"] > 0).sum())
     panels = {
-        "Loss": (LOSSES, f"{len(metrics)} epoch{'s' if len(metrics) > 1 else ''}"),
+        "Loss": (LOSSES, f"{epochs} epoch{'s' if epochs > 1 else ''}"),
         "Validation": (
             [name for name in shown if name in metrics and name not in LOSSES],
             _decision(metrics, metric, row),

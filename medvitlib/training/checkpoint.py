@@ -28,7 +28,8 @@ class Position:
         loss, weight, seconds: sums over those updates; the loss is weighted by images.
         accumulate, checkpointing, resident: parts of a batch, as it stands after running out of memory, whether
             activations are computed twice, and whether the images are on the device: rounding differs between them.
-        best, best_epoch: the best value of the metric and its epoch, -1 before there is one.
+        best, best_nll, best_epoch: the best value of the metric, with its validation NLL and its epoch as metrics.csv
+            numbers it: from 1, 0 for the start; -1 before there is one.
     """
 
     epoch: int = 0
@@ -40,6 +41,7 @@ class Position:
     checkpointing: bool = False
     resident: bool = False
     best: float = float("nan")
+    best_nll: float = float("nan")
     best_epoch: int = -1
 
 

@@ -48,7 +48,10 @@ class TrainConfig:
             before the first update.
         prune_scope: "layer", the same share of each, or "global", one threshold for all.
         ema: decay of the moving average of the weights, which then is what is validated and kept; 0: none.
-        metric: a column of metrics.csv; the epoch that is best by it is kept.
+        metric: a column of metrics.csv; the epoch that is best by it is kept, of equal ones the one with the lowest
+            validation NLL.
+        keep_start: validate the weights before the first update too, as epoch 0, and keep them if no epoch is better:
+            a fine-tuned model is then never worse on validation than what it started from.
         patience: epochs without a better one after which the training stops; 0: never.
         workers: processes that augment images; 0 does it in this one. The result is the same.
         compile: let `torch.compile` translate the model first (of a Transformer, its blocks); it takes a while, and
@@ -96,6 +99,7 @@ class TrainConfig:
     prune_scope: str = "layer"
     ema: float = 0.0
     metric: str = "val_auroc"
+    keep_start: bool = False
     patience: int = 0
     workers: int = 0
     compile: bool = False
@@ -121,6 +125,8 @@ class TrainConfig:
             raise TrainingError("epochs=0 and head_epochs=0: there is nothing to train.")
         if self.warmup_epochs > self.epochs > 0:
             raise TrainingError(f"warmup_epochs={self.warmup_epochs} of epochs={self.epochs}: the warm-up never ends.")
+        if self.prune and self.keep_start:
+            raise TrainingError("keep_start=True with prune: the weights before the first update are not pruned.")
         if self.prune and self.prune_epochs > self.epochs:
             raise TrainingError(
                 f"prune_epochs={self.prune_epochs} of epochs={self.epochs}: the share asked for is never reached."

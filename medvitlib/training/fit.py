@@ -148,8 +148,10 @@ def finish(
     if adapters_of(model):
         merge_and_unload(model, keep_zeros=config.prune > 0)
     best = position.best if math.isfinite(position.best) else None  # undefined in every epoch
-    chosen = {"epoch": position.best_epoch + 1, config.metric: best}
-    return run.finish(model, parts.val, logits.numpy(), candidates=compared * position.epoch, chosen=chosen)
+    chosen = {"epoch": position.best_epoch, config.metric: best}
+    return run.finish(
+        model, parts.val, logits.numpy(), candidates=compared * (position.epoch + config.keep_start), chosen=chosen
+    )
 
 
 def accelerator_for(

@@ -93,6 +93,8 @@ class Loop:
                     print("An interrupted training of this name was thrown away: resume=True would have gone on.")
                 self._settle()
                 self._enter_phase()
+            if self.config.keep_start and self.position.best_epoch < 0:
+                self._log(0, "start", self._validate())
             if self.position.resident:
                 self.resident = Resident(self.train, self.device)
             with compiled(self.model, self.compiles), checkpointed(self.model, self.position.checkpointing):
@@ -269,33 +271,9 @@ class Loop:
         return torch.from_numpy(np.concatenate(parallel.gather(logits)))
 
     def _end_epoch(self, logits: torch.Tensor) -> None:
-        """Write the epoch's row, keep its weights if they are the best, and save where the training stands."""
-        position, config = self.position, self.config
-        values = validation_metrics(self.parts.val, logits)
-        value, best = values[config.metric], position.best
-        better = math.isfinite(value) and (math.isnan(best) or METRICS[config.metric](value, best) != best)
-        better = better or position.best_epoch < 0  # something must be kept
-        better = better and position.epoch >= self.pruning.complete
-        if better:
-            position.best, position.best_epoch, self.logits = value, position.epoch, logits
-            if self.folder:
-                self.writer(partial(save_best, self.folder.folder), self._copies()[-1].state_dict())
-        speed = position.weight / position.seconds if position.seconds else math.nan
-        row = {
-            "epoch": position.epoch + 1,
-            "phase": "head" if self.head_only else "all",
-            "lr": max(group["lr"] for group in self.optimizer.param_groups),
-            "train_loss": position.loss / position.weight,
-            **values,
-            "images_per_second": round(speed, 1),
-            "seconds": round(position.seconds, 2),
-            "best": int(better),
-        }
-        if self.folder:
-            self.folder.log(row)
-        self.accelerator.log({k: v for k, v in row.items() if k != "phase"}, step=position.epoch + 1)
-        self._report(row, values)
-        was_head = self.head_only
+        """Write the epoch's row, keep its weights if they are the best, and save the state that a resumed run needs."""
+        position, was_head = self.position, self.head_only
+        row = self._log(position.epoch + 1, "head" if was_head else "all", logits)
         position.epoch, position.step = position.epoch + 1, 0
         position.loss = position.weight = position.seconds = 0.0
         if was_head and not self.head_only:
@@ -304,20 +282,60 @@ class Loop:
         if self.each_epoch and self.folder:
             self.each_epoch(row)
 
+    def _log(self, epoch: int, phase: str, logits: torch.Tensor) -> dict:
+        """Judge the weights by their validation logits (N, K); write and return their row of metrics.csv."""
+        position = self.position
+        values = validation_metrics(self.parts.val, logits)
+        better = position.epoch >= self.pruning.complete and self._better(values)
+        if better:
+            position.best, position.best_nll = values[self.config.metric], values["val_nll"]
+            position.best_epoch, self.logits = epoch, logits
+            if self.folder:
+                self.writer(partial(save_best, self.folder.folder), self._copies()[-1].state_dict())
+        row = {
+            "epoch": epoch,
+            "phase": phase,
+            "lr": max(group["lr"] for group in self.optimizer.param_groups) if epoch else 0.0,
+            "train_loss": position.loss / position.weight if position.weight else math.nan,
+            **values,
+            "images_per_second": round(position.weight / position.seconds, 1) if position.seconds else math.nan,
+            "seconds": round(position.seconds, 2),
+            "best": int(better),
+        }
+        if self.folder:
+            self.folder.log(row)
+        self.accelerator.log({k: v for k, v in row.items() if k != "phase"}, step=epoch)
+        self._report(row, values)
+        return row
+
+    def _better(self, values: dict[str, float]) -> bool:
+        """Whether these validation metrics are better than the best so far.
+
+        Of equal values of the metric the lower validation NLL decides: on few images an AUROC of 1 is soon reached.
+        """
+        value, best = values[self.config.metric], self.position.best
+        if self.position.best_epoch < 0:
+            return True  # something must be kept
+        if math.isnan(best) or value == best:
+            return math.isfinite(value) and not values["val_nll"] >= self.position.best_nll
+        return math.isfinite(value) and METRICS[self.config.metric](value, best) == value
+
     def _report(self, row: dict, values: dict[str, float]) -> None:
         if self.quiet:
             return
         shown = dict.fromkeys(("val_nll", self.config.metric))
         figures = ", ".join(f"{name.replace('_', ' ')} {values[name]:.3f}" for name in shown)
-        phase = " (head)" if self.head_only else ""
+        phase = {"head": " (head)", "start": " (the start)"}.get(row["phase"], "")
         best = ", best so far" if row["best"] else ""
-        line = f"epoch {row['epoch']}/{self.epochs}{phase}: train loss {row['train_loss']:.3f}, {figures}{best}"
+        loss = f"train loss {row['train_loss']:.3f}, " if row["epoch"] else ""
+        line = f"epoch {row['epoch']}/{self.epochs}{phase}: {loss}{figures}{best}"
         left = (self.epochs - row["epoch"]) * row["seconds"] / 60
-        line = with_time(line, f"{row['images_per_second']:.0f} img/s, about {left:.1f} min left")
+        if row["epoch"]:
+            line = with_time(line, f"{row['images_per_second']:.0f} img/s, about {left:.1f} min left")
         print(line, flush=True)  # whoever looks at a log file wants to see it now
 
     def _out_of_patience(self) -> bool:
-        since = max(self.position.best_epoch, self.config.head_epochs - 1, self.pruning.complete)
+        since = max(self.position.best_epoch - 1, self.config.head_epochs - 1, self.pruning.complete)
         return 0 < self.config.patience <= self.position.epoch - 1 - since
 
     def _parts(self) -> dict:
@@ -347,7 +365,8 @@ class Loop:
             if part is not None:
                 part.load_state_dict(content[name])
         if self.folder:
-            self.folder.forget_after(self.position.epoch)
+            started = self.config.keep_start and self.position.best_epoch >= 0
+            self.folder.forget_after(self.position.epoch + started)
         if not self.quiet:
             print(f"Going on in epoch {self.position.epoch + 1}/{self.epochs}, after update {self.position.step}.")
 

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import nn
 
+from medvitlib.curves import plot_history
 from medvitlib.data import normalise, open_dataset, split
 from medvitlib.errors import DataError, MedvitError, TrainingError
 from medvitlib.evaluate import evaluate
@@ -86,6 +87,32 @@ def test_the_best_epoch_is_what_is_kept(parts, model):
     np.testing.assert_allclose(logits, run.validation_logits, atol=1e-5)
     nll = F.cross_entropy(torch.from_numpy(logits), torch.from_numpy(parts.val.labels)).item()
     assert nll == pytest.approx(run.metrics.val_nll[best], abs=1e-5)
+
+
+def test_of_epochs_with_the_same_auroc_the_one_with_the_lowest_loss_is_kept(parts, model, monkeypatch):
+    computed = iter([(0.9, 0.5), (1.0, 0.6), (1.0, 0.2), (1.0, 0.4), (0.9, 0.1)])
+    plain = loop.validation_metrics
+
+    def validated(*args):
+        auroc, nll = next(computed)
+        return plain(*args) | {"val_auroc": auroc, "val_nll": nll}
+
+    monkeypatch.setattr(loop, "validation_metrics", validated)
+    run = fit(model, parts, replace(QUICK, epochs=5), name="ties", **CPU)
+    assert run.metrics.best.tolist() == [1, 1, 1, 0, 0]
+    assert json.loads((run.folder / "model.json").read_text())["chosen"] == {"epoch": 3, "val_auroc": 1.0}
+
+
+def test_the_weights_before_the_first_update_are_kept_where_no_epoch_is_better(parts, model):
+    before = forward(model, parts.val, device="cpu", precision=None)
+    harmful = TrainConfig(epochs=2, lr=3.0, warmup_epochs=0, metric="val_nll", keep_start=True, clip_norm=0)
+    run = fit(model, parts, harmful, name="floor", **CPU)
+    assert run.metrics.epoch.tolist() == [0, 1, 2] and run.metrics.best.tolist() == [1, 0, 0]
+    assert run.candidates == 3
+    np.testing.assert_allclose(forward(run.model, parts.val, device="cpu", precision=None), before, atol=1e-6)
+    plot_history(run.metrics, metric="val_nll")
+    better = fit(run.model, parts, replace(QUICK, keep_start=True, metric="val_nll"), name="better", **CPU)
+    assert better.metrics.val_nll.min() == better.metrics.val_nll[better.metrics.best == 1].iloc[-1]
 
 
 def test_patience_ends_a_training_that_gets_no_better(parts, model):

@@ -69,6 +69,25 @@ def test_a_signal_is_answered_between_two_updates_and_loses_nothing(tmp_path, nu
     assert (run.folder / "model.safetensors").read_bytes() == (straight.folder / "model.safetensors").read_bytes()
 
 
+@pytest.mark.parametrize("call", [1, 2])
+def test_a_signal_while_the_start_is_validated_writes_its_row_once(call, parts, monkeypatch):
+    config = replace(CONFIG, keep_start=True)
+    straight = fit(tiny(), parts, config, name="straight", **CPU)
+    forward, calls = loop.forward, []
+
+    def interrupted(*args, **options):
+        calls.append(1)
+        if len(calls) == call:
+            signal.raise_signal(signal.SIGINT)
+        return forward(*args, **options)
+
+    monkeypatch.setattr(loop, "forward", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fit(tiny(), parts, config, name="stopped", **CPU)
+    run = fit(tiny(), parts, config, name="stopped", resume=True, **CPU)
+    pd.testing.assert_frame_equal(without_times(straight.folder), without_times(run.folder))
+
+
 def test_a_signal_during_validation_keeps_the_epoch(parts, monkeypatch):
     straight = fit(tiny(), parts, CONFIG, name="straight", **CPU)
     forward, calls = loop.forward, []

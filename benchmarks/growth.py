@@ -108,7 +108,7 @@ def render(folder: Path, n: int, size: int) -> None:
 
 def manifest(path: Path, files: Path, n: int, classes: int) -> None:
     with path.open("w", newline="") as file:
-        writer = csv.writer(file)
+        writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["path", "class"])
         writer.writerows([files / f"{i:06d}.jpg", f"class{i % classes:03d}"] for i in range(n))
 

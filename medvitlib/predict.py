@@ -216,7 +216,7 @@ class Predictor:
             if not stored:
                 reason = "the model was not evaluated. Call evaluate(run, parts), which chooses it."
             others = ", ".join(stored) or "0.5"
-            raise MedvitError(f"There is no {asked} threshold: {reason} Or take another one: {others}, or a number.")
+            raise MedvitError(f"There is no {asked} threshold: {reason} Take another one: {others}, or a number from 0 to 1.")
         try:
             value = float(asked)
         except ValueError:

@@ -215,8 +215,8 @@ class Predictor:
             reason = info.get("no_threshold", {}).get(asked, "no reason is stored; evaluate(run, parts) stores it.")
             if not stored:
                 reason = "the model was not evaluated. Call evaluate(run, parts), which chooses it."
-            others = ", ".join(stored) or "0.5"
-            raise MedvitError(f"There is no {asked} threshold: {reason} Take another one: {others}, or a number from 0 to 1.")
+            others = " or ".join(stored) or "0.5"
+            raise MedvitError(f"There is no {asked} threshold: {reason} Take {others}, or a number from 0 to 1.")
         try:
             value = float(asked)
         except ValueError:

@@ -14,6 +14,7 @@ from threadpoolctl import threadpool_limits
 
 from medvitlib.data import Dataset
 from medvitlib.data.cache import WORKERS, one_opencv_thread
+from medvitlib.data.decode import silence
 from medvitlib.errors import DataError, WeightsError
 from medvitlib.evaluation import Estimate, score
 from medvitlib.evaluation.inputs import check
@@ -45,6 +46,7 @@ def headers(ds: Dataset) -> list[Header] | None:
     """Of each file, without decoding it; None where the images are not files."""
     if ds.files is None:
         return None
+    silence()
     with ThreadPoolExecutor(WORKERS) as pool:
         return list(track(pool.map(_header, ds.files), "reading headers", total=len(ds)))
 

@@ -9,7 +9,6 @@ import hashlib
 import io
 import json
 import os
-import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -203,21 +202,16 @@ def _grey_or_bad(read: Callable[[int], np.ndarray], i: int) -> bool:
 
 @contextmanager
 def one_opencv_thread() -> Iterator[None]:
-    """One OpenCV thread a worker, and no chatter from OpenCV and Pillow (the reasons say more); put back after.
+    """One OpenCV thread a worker; put back after.
 
-    Here, around all workers, and not in `decode`: these settings belong to the process, not to a thread.
+    Here, around all workers, and not in `decode`: the setting belongs to the process, not to a thread.
     """
-    log = cv2 if hasattr(cv2, "setLogLevel") else cv2.utils.logging  # OpenCV 4, OpenCV 5
-    threads, level = cv2.getNumThreads(), log.getLogLevel()
+    threads = cv2.getNumThreads()
     cv2.setNumThreads(1)
-    log.setLogLevel(0)  # silent
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
+        yield
     finally:
         cv2.setNumThreads(threads)
-        log.setLogLevel(level)
 
 
 def _open(path: Path, count: int, size: tuple[int, int]) -> Stored | None:

@@ -172,6 +172,7 @@ def saved(size: int, classes: int, folder: Path) -> Path:
     save_file(model.state_dict(), folder / "model.safetensors")
     about = {"architecture": model.architecture, "preprocessing": vars(model.preprocessing)}
     about |= {"classes": [f"class{k:03d}" for k in range(classes)], "positive": positive(classes)}
+    about |= {"thresholds": {"recall": 0.5}}
     (folder / "model.json").write_text(json.dumps(about))
     return folder
 

@@ -21,7 +21,7 @@ import numpy as np
 from filelock import FileLock
 
 from medvitlib.data.decode import DECODER_VERSION, Unreadable, decode, fit, is_grey
-from medvitlib.errors import DataError
+from medvitlib.errors import DataError, printable
 from medvitlib.paths import cache_dir
 from medvitlib.progress import track
 
@@ -68,11 +68,13 @@ def stored_files(paths: Sequence[Path], hashes: Sequence[str], size: tuple[int, 
             data = paths[i].read_bytes()
         except OSError as error:
             if hashes[i]:  # it could be read a moment ago: not a property of the file, so nothing to remember
-                raise DataError(f"{paths[i]} cannot be read any more: {error.strerror}. Open the set again.") from error
+                raise DataError(
+                    f"{printable(paths[i])} cannot be read any more: {error.strerror}. Open the set again."
+                ) from error
             raise Unreadable(f"cannot be read: {error.strerror}") from None
         if hashes[i] and hashlib.sha256(data).hexdigest() != hashes[i]:
             _index_path(paths).unlink(missing_ok=True)  # or the index was wrong: next time everything is hashed
-            raise DataError(f"{paths[i]} changed while the data set was being opened: open it again.")
+            raise DataError(f"{printable(paths[i])} changed while the data set was being opened: open it again.")
         return data
 
     return stored_contents([path.name for path in paths], read, hashes, size)

@@ -119,7 +119,7 @@ def medvitlibs(image_size: int) -> dict:
     lap("features")
     run = fit_probe(model, parts, name="minute")
     lap("probe")
-    report = evaluate(run, parts.test, target_recall=0.95)
+    report = evaluate(run, parts, target_recall=0.95)
     lap("report")
     said = {name: str(report.metrics[name]) for name in ("auroc", "accuracy")}
     return {"stages": stages, "extracted": len(parts.train) + len(parts.val), **said}

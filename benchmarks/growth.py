@@ -108,7 +108,7 @@ def render(folder: Path, n: int, size: int) -> None:
 
 def manifest(path: Path, files: Path, n: int, classes: int) -> None:
     with path.open("w", newline="") as file:
-        writer = csv.writer(file)
+        writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["path", "class"])
         writer.writerows([files / f"{i:06d}.jpg", f"class{i % classes:03d}"] for i in range(n))
 
@@ -172,6 +172,7 @@ def saved(size: int, classes: int, folder: Path) -> Path:
     save_file(model.state_dict(), folder / "model.safetensors")
     about = {"architecture": model.architecture, "preprocessing": vars(model.preprocessing)}
     about |= {"classes": [f"class{k:03d}" for k in range(classes)], "positive": positive(classes)}
+    about |= {"thresholds": {"recall": 0.5}}
     (folder / "model.json").write_text(json.dumps(about))
     return folder
 

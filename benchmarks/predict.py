@@ -65,6 +65,7 @@ def main() -> None:
 def prepare(training: int) -> tuple[Path, object]:
     """A run's folder with its files of ONNX, and the test set, if there is to be one."""
     from medvitlib.data import open_dataset, split
+    from medvitlib.evaluate import evaluate
     from medvitlib.export import export
     from medvitlib.models.zoo import build
     from medvitlib.training.probe import fit_probe
@@ -76,7 +77,9 @@ def prepare(training: int) -> tuple[Path, object]:
         some, test = everything.subset(np.sort(chosen)), everything.subset(np.flatnonzero(everything.splits == "test"))
     else:
         some, test = open_dataset("phantom/cxr", image_size=SIZE, n_patients=20), None
-    run = fit_probe(model, split(some, val=0.2, test=0.1, seed=0), name="probe", device="cpu", precision=None)
+    parts, hardware = split(some, val=0.2, test=0.1, seed=0), {"device": "cpu", "precision": None}
+    run = fit_probe(model, parts, name="probe", **hardware)
+    evaluate(run, parts, figures=False, n_boot=100, **hardware)
     usual = np.asarray(some.images[:: max(1, len(some) // 64)])
     for name, more in (("onnx", {}), ("onnx int8", {"int8": True}), ("static", {"int8": True, "calibration": usual})):
         print(f"\n{export(run.folder, run.folder / f'{name}.onnx', check=usual, **more)}", flush=True)

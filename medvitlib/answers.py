@@ -76,12 +76,13 @@ def plot_answers(predictor: Predictor, answers: Sequence[Prediction], threshold:
     x = np.array([answer.probabilities[predictor.positive or answer.label] for answer in known])
     y = np.array([answer.distance for answer in known])
     y = np.where(np.isfinite(y), y, 0)
-    unlike = np.array([answer.unlike for answer in known])
+    unlike = np.array([bool(answer.unlike) for answer in known])
     cut = predictor.threshold if threshold is None else threshold
     above = x >= cut if predictor.positive else np.ones(len(x), bool)
     for chosen, colour, name in ((above & ~unlike, VERMILION, f"called {what}"), (~above & ~unlike, BLUE, "not")):
         axis.scatter(x[chosen], y[chosen], s=18, color=colour, alpha=0.75, label=f"{name}: {chosen.sum()}")
-    axis.scatter(x[unlike], y[unlike], s=40, marker="x", color="black", label=f"unlike: {unlike.sum()}")
+    count = "not checked" if predictor.familiar is None else unlike.sum()
+    axis.scatter(x[unlike], y[unlike], s=40, marker="x", color="black", label=f"unlike: {count}")
     if predictor.positive:
         axis.axvline(cut, color=VERMILION, ls=BROKEN, lw=1.2)
     if predictor.familiar is not None:
@@ -106,10 +107,13 @@ def promises_kept(answers: Sequence[Prediction], dataset: Dataset) -> dict[str, 
         "held": patients all of whose images had their class in the set (the promise is about these); "unlike": images.
 
     Raises:
-        MedvitError: another number of answers than of images, one without an answer, or a model without sets.
+        MedvitError: another number of answers than of images, one without an answer, or a model that has no sets or
+            does not check for unlike images.
     """
-    if len(answers) != len(dataset) or any(answer.error or answer.classes is None for answer in answers):
-        raise MedvitError(f"{len(answers)} answers for {len(dataset)} images: each needs one, with a set.")
+    if len(answers) != len(dataset) or any(answer.error for answer in answers):
+        raise MedvitError(f"{len(answers)} answers for {len(dataset)} images: each image needs one.")
+    if any(answer.classes is None or answer.unlike is None for answer in answers):
+        raise MedvitError("These answers have no sets of classes, or were not checked: see Predictor.missing.")
     names = [dataset.classes[label] for label in dataset.labels]
     inside = np.array([name in answer.classes for name, answer in zip(names, answers, strict=True)])
     units, member = np.unique(dataset.groups, return_inverse=True)

@@ -20,6 +20,7 @@ from medvitlib.evaluation.scoring import decide, estimates
 from medvitlib.explain import gradcam
 from medvitlib.explain.examples import right_and_wrong
 from medvitlib.explain.pictures import show_maps
+from medvitlib.jsonfile import csv_text, write_text
 from medvitlib.pictures import show_mistakes
 from medvitlib.plots import plot_confusion, plot_roc
 
@@ -103,7 +104,7 @@ def write_results(
     """
     folder = Path(folder)
     (folder / "plots").mkdir(parents=True, exist_ok=True)
-    benchmark_table(results, text=False).to_csv(folder / "metrics.csv")
+    write_text(folder / "metrics.csv", csv_text(benchmark_table(results, text=False), index=True))
     for name, drawn in figures.items():
         for what, figure in drawn.items():
             figure.savefig(folder / "plots" / f"{name.replace('/', '-').replace(' ', '-')}-{what}.png")

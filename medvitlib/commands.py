@@ -105,9 +105,9 @@ def predict(options: argparse.Namespace) -> int:
     asked = {"batch_size": options.batch_size, "allow_private": options.allow_private, "quiet": not options.out}
     answers = predictor.predict(options.images, **asked)
     counts = written(answers, predictor, options.out, options.maps, show=print)
-    said = "Images: {images}; without an answer: {errors}; unlike those that were trained on: {unlike}."
-    print(said.format(**counts))
-    print(NOTICE)
+    unlike = "not checked" if counts["unlike"] is None else counts["unlike"]
+    print(f"Images: {counts['images']}; without an answer: {counts['errors']}; unlike the training images: {unlike}.")
+    print(*predictor.missing, NOTICE, sep="\n")
     return 1 if counts["errors"] == counts["images"] else 0
 
 

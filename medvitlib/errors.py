@@ -9,7 +9,14 @@ from collections.abc import Iterable
 
 
 class MedvitError(Exception):
-    """Anything that the caller can put right."""
+    """Anything that the caller can put right.
+
+    Its text has control characters escaped, line breaks excepted: names of files and classes come from outside, and a
+    terminal would obey them. Where such a name is put into a message, `printable` escapes its line breaks too.
+    """
+
+    def __str__(self) -> str:
+        return printable(super().__str__(), keep="\n")
 
 
 class DataError(MedvitError, ValueError):
@@ -34,6 +41,14 @@ class EvaluationError(MedvitError, ValueError):
 
 class ExplanationError(MedvitError, ValueError):
     """A model that cannot be explained as asked, or an unknown way to explain it."""
+
+
+def printable(text: object, keep: str = "") -> str:
+    """Escape what is not printable (control characters, line breaks, text direction marks) as in a Python string."""
+    text = str(text)
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)
 
 
 def one_of(name: str, value: str, choices: Iterable[str], error: type[MedvitError] = MedvitError) -> None:

@@ -1,4 +1,11 @@
-"""From a run to its report: choices on its validation predictions, figures on data it has not seen."""
+"""Evaluate a run: figures with intervals on data it has not seen, and everything that prediction needs.
+
+    run = fit(model, parts, name="my-run")
+    report = evaluate(run, parts)
+
+Afterwards model.safetensors and model.json are enough to predict: temperature, thresholds, sets of classes and the
+limit beyond which an image is unlike the training images are stored in model.json.
+"""
 
 import json
 from dataclasses import replace
@@ -8,21 +15,27 @@ import numpy as np
 import pandas as pd
 import torch
 
-from medvitlib.data import Dataset
-from medvitlib.errors import EvaluationError
+from medvitlib.data import Dataset, Split
+from medvitlib.errors import EvaluationError, MedvitError
+from medvitlib.evaluation.calibration import apply_temperature
+from medvitlib.evaluation.conformal import NotCalibrated, conformal
+from medvitlib.evaluation.inputs import check_share
 from medvitlib.evaluation.report import Predictions, Report, Stored, build_report
 from medvitlib.jsonfile import write_json
 from medvitlib.models.saved import load_model, model_folder
-from medvitlib.training.features import forward
+from medvitlib.outliers import familiar
+from medvitlib.training.features import extract_features, forward
 from medvitlib.training.run import Run
 
 
 def evaluate(
     run: Run,
-    dataset: Dataset,
+    data: Split | Dataset,
     *,
     target_recall: float = 0.95,
     confidence: float = 0.95,
+    coverage: float = 0.9,
+    alarms: float = 0.05,
     ordered: bool = False,
     n_boot: int = 1000,
     seed: int = 0,
@@ -31,36 +44,51 @@ def evaluate(
     device: str | torch.device | None = None,
     precision: torch.dtype | str | None = "auto",
 ) -> Report:
-    """Score a run on a data set; temperature and thresholds come from the run's validation part alone.
+    """Score a run on test data, and store what prediction needs in its model.json.
 
-    Writes report.json, predictions.csv and plots/ into the run folder; temperature and thresholds go into model.json.
-    Drawing takes longer than scoring a few hundred images: where many runs are scored, `figures=False` leaves plots/
-    out, and `report.figures()` draws them when they are asked for. `ordered`: the classes are grades, see
-    `build_report`.
+    Temperature and thresholds are chosen on the run's validation predictions alone. Writes report.json,
+    predictions.csv and plots/ into the run folder.
+
+    Args:
+        data: the split that the run was trained on: its test part is scored, its validation part calibrates the sets
+            of classes, its training part gives the limit for images that are unlike it. This takes one more pass over
+            the training and validation images, or none where their features are in the cache (after `fit_probe`).
+            Or a data set: only figures are computed, and what is already stored for prediction is kept.
+        coverage: of the sets of classes: share of new patients whose true class is in the sets of all their images.
+            Promised for each class where there are enough patients, else over all classes, else not at all.
+        alarms: share of images like the training images that may be called unlike them.
+        ordered: the classes are grades, see `build_report`.
+        figures: False skips plots/, which takes longer to draw than a few hundred images to score;
+            `report.figures()` draws them later.
 
     Raises:
-        EvaluationError: the data set has other classes, or another positive class, than the run.
+        EvaluationError: the data have other classes, or another positive class, than the run, or the split is not the
+            one that the run was trained on.
     """
+    check_share(coverage, "coverage")
+    check_share(alarms, "alarms")
+    parts, dataset = (data, data.test) if isinstance(data, Split) else (None, data)
     if list(dataset.classes) != list(run.classes) or dataset.positive != run.positive:
         raise EvaluationError(
             f"The run in {run.folder} was trained for classes {run.classes} (positive: {run.positive}), the data set "
             f"{dataset.name!r} has {dataset.classes} (positive: {dataset.positive}). Open it with the same ones."
         )
-    logits = forward(
-        run.model, dataset, batch_size=batch_size, device=device, precision=precision, description="Evaluating"
-    )
-    validation = Predictions(
-        y_true=run.validation["y_true"].map(run.classes.index).to_numpy(np.int64),
-        probabilities=_softmax(run.validation_logits),
-        groups=run.validation["group"].to_numpy(str) if run.groups_known else None,
-    )
+    if parts is not None and list(run.validation["id"]) != list(parts.val.ids):
+        raise EvaluationError(
+            f"{run.folder} was not trained on this split: open the data and split it as for the training, or pass a "
+            "data set, such as parts.test, for figures alone."
+        )
+    hardware = {"batch_size": batch_size, "device": device, "precision": precision}
+    logits = forward(run.model, dataset, description="Evaluating", **hardware)
+    y_validation = run.validation["y_true"].map(run.classes.index).to_numpy(np.int64)
+    validation_groups = run.validation["group"].to_numpy(str) if run.groups_known else None
     report = build_report(
         dataset.labels,
         _softmax(logits),
         classes=run.classes,
         positive=run.positive,
         groups=dataset.groups if dataset.groups_known else None,
-        validation=validation,
+        validation=Predictions(y_validation, _softmax(run.validation_logits), validation_groups),
         ordered=ordered,
         target_recall=target_recall,
         confidence=confidence,
@@ -68,11 +96,45 @@ def evaluate(
         n_boot=n_boot,
         seed=seed,
     )
-    report.save(run.folder, ids=dataset.ids, splits=dataset.splits, figures=figures)
+    found = {
+        "temperature": report.temperature,
+        "thresholds": report.thresholds,
+        "no_threshold": report.refused,
+        "target_recall": target_recall,
+    }
+    if parts is not None:
+        p = apply_temperature(run.validation_logits, report.temperature)
+        given = {"classes": run.classes, "positive": run.positive, "groups": validation_groups, "coverage": coverage}
+        found["prediction"] = _sets(y_validation, p, **given) | _usual(run, parts, alarms, hardware)
+        if not found["prediction"]["sets"]:
+            report.notes.append(f"No sets of classes for prediction: {found['prediction']['refused'][-1]}")
+        if not found["prediction"]["familiar"]:
+            report.notes.append(f"Prediction cannot recognise unusual images: {found['prediction']['unchecked']}")
     path = run.folder / "model.json"
-    chosen = {"temperature": report.temperature, "thresholds": report.thresholds, "target_recall": target_recall}
-    write_json(path, {**json.loads(path.read_text()), **chosen})
+    write_json(path, {**json.loads(path.read_text()), **found})
+    report.save(run.folder, ids=dataset.ids, splits=dataset.splits, figures=figures)
     return report
+
+
+def _sets(y_true: np.ndarray, probabilities: np.ndarray, **given) -> dict:
+    """Conformal sets for each class, else over all classes, else None; `refused` has the reasons for what is not."""
+    refused: list[str] = []
+    for by in ("class", "all"):
+        try:
+            return {"sets": conformal(y_true, probabilities, **given, by=by).to_dict(), "refused": refused}
+        except NotCalibrated as refusal:
+            refused.append(str(refusal))
+    return {"sets": None, "refused": refused}
+
+
+def _usual(run: Run, parts: Split, alarms: float, hardware: dict) -> dict:
+    """What the training images are like, or None; `unchecked` has the reason."""
+    train, val = (extract_features(run.model, part, **hardware) for part in (parts.train, parts.val))
+    given = {"groups_known": parts.val.groups_known, "alarms": alarms}
+    try:
+        return {"familiar": familiar(train, parts.train.groups, val, parts.val.groups, **given).to_dict()}
+    except MedvitError as refusal:
+        return {"familiar": None, "unchecked": str(refusal)}
 
 
 def evaluate_saved(
@@ -106,7 +168,9 @@ def evaluate_saved(
     logits = forward(
         model, dataset, batch_size=batch_size, device=device, precision=precision, description="Evaluating"
     )
-    stored = Stored(info.get("temperature", 1.0), info.get("thresholds", {})) if "temperature" in info else None
+    stored = None
+    if "temperature" in info:
+        stored = Stored(info["temperature"], info.get("thresholds", {}), info.get("no_threshold", {}))
     report = build_report(
         dataset.labels,
         _softmax(logits),

@@ -7,6 +7,7 @@ that the last layer sees: within the main directions in units of their spread, o
 
 import base64
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -75,41 +76,71 @@ def familiar(
 ) -> Familiar:
     """Fit on the features of the training images; choose the limit on folds of them, by patient; measure on validation.
 
+    Takes N D^2 + 6 D^3 operations: 2 s for 4,000 images and 768 features.
+
     Args:
         training, validation: (N, D) features.
         training_groups, validation_groups: (N,) patient of each image.
         alarms: share of images like these that may be called unlike.
 
     Raises:
-        MedvitError: fewer than 20 training images, or features that are no numbers.
+        MedvitError: fewer than 20 training images or 2 patients, or features that are not finite.
     """
     from sklearn.model_selection import GroupKFold
 
     x, y = (np.asarray(values, np.float64) for values in (training, validation))
-    if len(x) < 20 or not np.isfinite(x).all() or not np.isfinite(y).all():
-        raise MedvitError(f"{len(x)} training images: it takes 20 or more, with finite features, to know the usual.")
     folds = min(FOLDS, len(np.unique(training_groups)))
+    if len(x) < 20 or folds < 2:
+        raise MedvitError(f"{len(x)} training images of {folds} patients; at least 20 images of 2 patients are needed.")
+    if not np.isfinite(x).all() or not np.isfinite(y).all():
+        raise MedvitError("The model's features contain NaN or infinite values.")
+    parts = [outside for _, outside in GroupKFold(folds).split(x, groups=training_groups)]
+    centre = x.mean(0)
+    moments = [_Moments.of(x[part] - centre) for part in parts]
+    every = sum(moments, start=_Moments())
     held_out = np.empty(len(x))
-    for inside, outside in GroupKFold(folds).split(x, groups=training_groups):
-        held_out[outside] = _distance(x[outside], *_fit(x[inside]))
-    mean, basis, rest = _fit(x)
+    for part, own in zip(parts, moments, strict=True):
+        held_out[part] = _distance(x[part], *_fit(every - own, centre))
+    mean, basis, rest = _fit(every, centre)
     limit = float(np.quantile(held_out, 1 - alarms, method="higher"))
     codes = np.unique(validation_groups, return_inverse=True)[1]
     measured = proportion(_distance(y, mean, basis, rest) > limit, codes, groups_known)
     return Familiar(mean.astype(np.float32), basis.astype(np.float32), rest, limit, alarms, measured)
 
 
-def _fit(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
-    """Mean, scaled main directions and spread of the rest."""
-    n, d = x.shape
-    mean = x.mean(0)
+class _Moments(NamedTuple):
+    """Of some rows (N, D): their number, their sum (D,), the sum of their outer products (D, D)."""
+
+    n: int = 0
+    total: np.ndarray | float = 0.0
+    products: np.ndarray | float = 0.0
+
+    @classmethod
+    def of(cls, rows: np.ndarray) -> "_Moments":
+        return cls(len(rows), rows.sum(0), rows.T @ rows)
+
+    def __add__(self, other: "_Moments") -> "_Moments":
+        return _Moments(*(a + b for a, b in zip(self, other, strict=True)))
+
+    def __sub__(self, other: "_Moments") -> "_Moments":
+        return _Moments(*(a - b for a, b in zip(self, other, strict=True)))
+
+
+def _fit(moments: _Moments, centre: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+    """Mean, scaled main directions and spread of the rest, of rows whose moments about `centre` these are.
+
+    From the covariance matrix: a singular value decomposition of 4,000 x 768 rows takes 40 times as long, and one is
+    needed for each fold.
+    """
+    n, d = moments.n, len(centre)
+    mean = moments.total / n
     components = min(COMPONENTS, max(1, d // 2), max(1, n // 4))
-    _, sizes, directions = np.linalg.svd(x - mean, full_matrices=False)
-    variances = sizes**2 / max(1, n - 1)
+    variances, directions = np.linalg.eigh((moments.products - n * np.outer(mean, mean)) / max(1, n - 1))
+    variances, directions = variances[::-1].clip(0), directions.T[::-1]  # falling; a row for each direction
     least = max(1e-4 * variances.sum() / d, 1e-12)  # after a norm some directions do not vary at all
     rest = float(np.sqrt(max(variances[components:].sum() / (d - components), least)))
     spread = np.sqrt(np.maximum(variances[:components], rest**2))
-    return mean, directions[:components] / spread[:, None], rest
+    return centre + mean, directions[:components] / spread[:, None], rest
 
 
 def _distance(x: np.ndarray, mean: np.ndarray, basis: np.ndarray, rest: float) -> np.ndarray:

@@ -8,8 +8,6 @@ A run's model.safetensors and model.json are all that is read; no code comes wit
 so memory is the same for ten and for a hundred thousand.
 """
 
-import csv
-import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -22,11 +20,13 @@ import torch
 
 from medvitlib.data import normalise
 from medvitlib.data.decode import Unreadable
+from medvitlib.data.folder import readable
 from medvitlib.data.incoming import Given, Source, incoming, read
-from medvitlib.errors import DataError, MedvitError
+from medvitlib.errors import DataError, MedvitError, printable
 from medvitlib.evaluation.calibration import apply_temperature
 from medvitlib.evaluation.conformal import Conformal
 from medvitlib.evaluation.inputs import percent
+from medvitlib.jsonfile import csv_line
 from medvitlib.models.onnx_model import OnnxModel
 from medvitlib.models.saved import load_model
 from medvitlib.models.saved import model_folder as run_folder
@@ -37,6 +37,7 @@ from medvitlib.teaching import FOLDER as TEACHING
 from medvitlib.training.features import hardware, side_by_side
 
 NOTICE = "Research software, no medical device: not for diagnosis."
+NOT_PREPARED = "It was not prepared: evaluate(run, parts), with the split the model was trained on, does it."
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,8 +49,8 @@ class Prediction:
         probabilities: class -> probability, calibrated; empty where the image could not be read.
         label: the decision: of two classes the positive one from the threshold on, of more the likeliest.
         threshold: that decided; nan for more than two classes.
-        classes: the set that holds the true class as often as `Predictor.sets` says; None where there is none.
-        distance, unlike: from the training images, and whether it exceeds the limit; nan and False where not known.
+        classes: the set that holds the true class as often as `Predictor.sets` says; None where none was calibrated.
+        distance, unlike: from the training images, and whether it exceeds the limit; nan and None where not checked.
         error: why there is no answer; empty otherwise.
         image: uint8 (H, W, C), as the model saw it.
     """
@@ -60,17 +61,20 @@ class Prediction:
     threshold: float
     classes: tuple[str, ...] | None
     distance: float
-    unlike: bool
+    unlike: bool | None
     error: str = ""
     image: np.ndarray | None = None
 
     def row(self) -> dict:
         """Plain values, a column each, for a CSV."""
-        sets = "" if self.classes is None else " or ".join(self.classes) or "no class"
-        found = {f"p_{name}": f"{p:.6g}" for name, p in self.probabilities.items()}
-        distance = "" if math.isnan(self.distance) else f"{self.distance:.4g}"
-        about = {"set": sets, "distance": distance, "unlike": int(self.unlike), "error": self.error}
-        return {"image": self.name, "decision": self.label, **found, **about}
+        row = {"image": readable(self.name), "decision": self.label}
+        row |= {f"p_{name}": f"{p:.6g}" for name, p in self.probabilities.items()}
+        if self.error:
+            return row | {"set": "", "distance": "", "unlike": "", "error": self.error}
+        row["set"] = "not calibrated" if self.classes is None else " or ".join(self.classes) or "no class"
+        row["distance"] = "not checked" if self.unlike is None else f"{self.distance:.4g}"
+        row["unlike"] = "not checked" if self.unlike is None else int(self.unlike)
+        return row | {"error": ""}
 
     def sentence(self) -> str:
         """The answer in words, with what speaks against believing it."""
@@ -79,6 +83,8 @@ class Prediction:
         said = f"{self.label} (probability {self.probabilities[self.label]:.3f})"
         if self.classes is not None and len(self.classes) != 1:
             said += f"; could be {' or '.join(self.classes)}" if self.classes else "; like no class it was taught"
+        if self.unlike is None:
+            return f"{said}; not checked for being unlike the training images"
         return said + ("; UNLIKE the training images: do not rely on this" if self.unlike else "")
 
 
@@ -91,8 +97,12 @@ class Predictor:
         threshold: the name of a stored one ("0.5", "recall", "certified"), or a number from 0 to 1; two classes only.
         device, precision: as `fit` takes them.
 
+    Attributes:
+        sets, familiar: what gives the set of classes, and the distance from the training images; None where `evaluate`
+            did not store it. `missing` says why.
+
     Raises:
-        MedvitError: files that are missing or damaged, or a threshold that there is not.
+        MedvitError: files that are missing or damaged, or a threshold that does not exist, with the reason.
     """
 
     def __init__(
@@ -114,19 +124,32 @@ class Predictor:
             head_of(self.model).register_forward_pre_hook(self._see)
         self.classes, self.positive = list(info["classes"]), info["positive"]
         self.temperature = float(info.get("temperature", 1.0))
-        self.threshold = self._threshold(info.get("thresholds", {}), threshold)
-        more = info.get("prediction") or {}
-        self.sets = Conformal(**more["sets"]) if more.get("sets") else None
-        self.familiar = Familiar.from_dict(more["familiar"]) if more.get("familiar") else None
+        self.threshold = self._threshold(info, threshold)
+        stored = info.get("prediction") or {}
+        self.sets = Conformal(**stored["sets"]) if stored.get("sets") else None
+        self.familiar = Familiar.from_dict(stored["familiar"]) if stored.get("familiar") else None
+        self._reasons = {"sets": " ".join(stored.get("refused", [])), "unlike": stored.get("unchecked", "")}
+
+    @property
+    def missing(self) -> list[str]:
+        """A sentence for each check that this model cannot make: what, why, and where it can be had, how."""
+        found = []
+        for what, there, reason in (
+            ("Sets of classes: not calibrated", self.sets, self._reasons["sets"]),
+            ("Whether images are unlike the training images: not checked", self.familiar, self._reasons["unlike"]),
+        ):
+            if there is None:
+                found.append(f"{what}. {reason or NOT_PREPARED}")
+        return found
 
     def __str__(self) -> str:
         decision = "the likeliest class" if self.positive is None else f"{self.positive} from {self.threshold:.3f} on"
-        sets = "none: too few patients to calibrate them on"
+        sets = f"not calibrated. {self._reasons['sets'] or NOT_PREPARED}"
         if self.sets is not None:
             each = "of each class" if self.sets.by == "class" else "of all classes together"
             behind = ", ".join(f"{n}" for n in self.sets.patients)
             sets = f"hold the true class for {percent(self.sets.coverage)} of new patients {each} (from {behind})"
-        unlike = "not known"
+        unlike = f"not checked. {self._reasons['unlike'] or NOT_PREPARED}"
         if self.familiar is not None:
             unlike = f"above {self.familiar.limit:.2f}; called of usual images: {self.familiar.measured}"
         size = " × ".join(map(str, self.model.preprocessing.image_size))
@@ -177,15 +200,27 @@ class Predictor:
     def _see(self, layer: torch.nn.Module, inputs: tuple[torch.Tensor]) -> None:
         self._seen[get_ident()] = inputs[0].detach()
 
-    def _threshold(self, stored: dict[str, float], asked: str | float) -> float:
+    def _threshold(self, info: dict, asked: str | float) -> float:
         if self.positive is None:
+            if asked != "recall":  # the default
+                raise MedvitError(
+                    f"threshold={asked!r}: a threshold is for two classes. This model has {len(self.classes)} and "
+                    "decides for the most probable one: leave it out."
+                )
             return float("nan")
-        if isinstance(asked, str) and asked in stored:
+        stored = info.get("thresholds", {})
+        if asked in stored:
             return float(stored[asked])
+        if asked in ("recall", "certified"):
+            reason = info.get("no_threshold", {}).get(asked, "no reason is stored; evaluate(run, parts) stores it.")
+            if not stored:
+                reason = "the model was not evaluated. Call evaluate(run, parts), which chooses it."
+            others = " or ".join(stored) or "0.5"
+            raise MedvitError(f"There is no {asked} threshold: {reason} Take {others}, or a number from 0 to 1.")
         try:
             value = float(asked)
         except ValueError:
-            value = 0.5 if asked == "recall" else float("nan")  # not evaluated yet: there is nothing but the middle
+            value = float("nan")
         if not 0 <= value <= 1:
             raise MedvitError(f"threshold={asked!r}: expected 0 to 1, or one of {', '.join(stored) or 'none stored'}.")
         return value
@@ -203,12 +238,12 @@ class Predictor:
         found = iter(self._outputs(good)) if good else iter(())
         for name, image in zip(names, images, strict=True):
             if isinstance(image, str):
-                yield Prediction(name, {}, "", self.threshold, None, float("nan"), False, image)
+                yield Prediction(name, {}, "", self.threshold, None, float("nan"), None, image)
                 continue
             p, distance = next(found)
             inside = None if self.sets is None else self.sets.sets(p)
             chosen = None if inside is None else tuple(c for c, yes in zip(self.classes, inside, strict=True) if yes)
-            unlike = self.familiar is not None and distance > self.familiar.limit
+            unlike = None if self.familiar is None else distance > self.familiar.limit
             by_name = dict(zip(self.classes, p.tolist(), strict=True))
             yield Prediction(name, by_name, self._decide(p), self.threshold, chosen, distance, unlike, "", image)
 
@@ -272,19 +307,18 @@ def written(
         show: what prints a line, where there is no table.
 
     Returns:
-        how many images, errors and unlike ones there were.
+        how many images, errors and unlike ones there were; "unlike" is None where that was not checked.
 
     Raises:
         DataError: the table or folder cannot be written.
     """
-    counts = {"images": 0, "errors": 0, "unlike": 0}
+    counts = {"images": 0, "errors": 0, "unlike": None if predictor.familiar is None else 0}
     try:
         with open(table, "w", newline="", encoding="utf-8") if table else nullcontext() as file:
-            writer = None
+            probabilities = (f"p_{name}" for name in predictor.classes)
+            columns = ["image", "decision", *probabilities, "set", "distance", "unlike", "error"]
             if file:
-                columns = ["image", "decision", *(f"p_{name}" for name in predictor.classes)]
-                writer = csv.DictWriter(file, [*columns, "set", "distance", "unlike", "error"], restval="")
-                writer.writeheader()
+                file.write(csv_line(columns))
             if maps:
                 from medvitlib.answers import draw_answer  # matplotlib takes its time
 
@@ -292,11 +326,13 @@ def written(
             for answer in answers:
                 counts["images"] += 1
                 counts["errors"] += bool(answer.error)
-                counts["unlike"] += answer.unlike
-                if writer:
-                    writer.writerow(answer.row())
+                if answer.unlike:
+                    counts["unlike"] += 1
+                if file:
+                    row = answer.row()
+                    file.write(csv_line(row.get(column, "") for column in columns))
                 elif show:
-                    show(f"{answer.name}: {answer.sentence()}")
+                    show(printable(f"{answer.name}: {answer.sentence()}"))
                 if maps and not answer.error:
                     name = f"{counts['images']:06d}_{Path(answer.name).stem or 'image'}.png"
                     draw_answer(predictor, answer).savefig(Path(maps) / name)

@@ -183,7 +183,9 @@ def _section(run: Finished, number: int) -> Iterator[str]:
     yield "<h3>What was found</h3>"
     yield f"<ul>{''.join(f'<li>{_text(sentence)}</li>' for sentence in report.sentences())}</ul>"
     yield "<h3>Metrics</h3>"
-    yield _table(report.table().map(lambda value: f"{value:.3f}" if isinstance(value, float) else str(value)))
+    yield _table(
+        report.table(methods=True).map(lambda value: f"{value:.3f}" if isinstance(value, float) else str(value))
+    )
     if report.operating_points:
         yield "<h3>Operating points</h3>"
         shown = report.operating_table().T.map(lambda value: f"{value:.3g}" if isinstance(value, float) else str(value))

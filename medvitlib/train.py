@@ -13,7 +13,7 @@
       options: {depth: 4}           # the settings of that one model
       adapter: {method: lora, rank: 8}  # what `adapt` takes; everything is trained if left out
     train: {epochs: 20, lr: 3e-4}   # a `TrainConfig`
-    evaluate: {target_recall: 0.95}
+    evaluate: {target_recall: 0.95} # also coverage and alarms, see `evaluate`
 
 Only `name`, `data: name` and `model: name` must be there.
 """
@@ -29,13 +29,12 @@ import yaml
 from torch import nn
 
 from medvitlib.data import Split, open_dataset, same_split, split
-from medvitlib.errors import MedvitError, TrainingError, one_of
+from medvitlib.errors import MedvitError, TrainingError, one_of, printable
 from medvitlib.evaluate import evaluate
 from medvitlib.evaluation.inputs import check_share
 from medvitlib.evaluation.report import Report
 from medvitlib.models.adapt import adapt, trained_share
 from medvitlib.models.zoo import build, count_parameters
-from medvitlib.prepare import prepare
 from medvitlib.training import parallel
 from medvitlib.training.config import TrainConfig, of_kind
 from medvitlib.training.fit import fit
@@ -46,7 +45,7 @@ KEYS = {
     "split": {"val": float, "test": float, "seed": int, "by": str},
     "model": {"name": str, "weights": str, "pool": str, "options": dict, "adapter": dict},
     "train": None,  # TrainConfig knows its own
-    "evaluate": {"target_recall": float},
+    "evaluate": {"target_recall": float, "coverage": float, "alarms": float},
 }
 
 
@@ -76,9 +75,7 @@ def train(
     run = fit(net, parts, config, name=asked["name"], resume=resume, settings={"asked": settings})
     if run is None:
         return None, None
-    report = evaluate(run, parts.test, **asked["evaluate"])
-    prepare(run, parts)
-    return run, report
+    return run, evaluate(run, parts, **asked["evaluate"])
 
 
 def open_parts(asked: dict[str, Any], quiet: bool = False, like: Split | None = None) -> Split:
@@ -88,7 +85,7 @@ def open_parts(asked: dict[str, Any], quiet: bool = False, like: Split | None = 
         ds = open_dataset(data.pop("name"), **data.pop("rendered", {}), **data)
         parts = same_split(like, ds) if like else split(ds, **asked["split"])
     if not quiet:
-        print(ds, parts.table().to_string(), *parts.notes, sep="\n")
+        print(ds, printable(parts.table().to_string(), keep="\n"), *parts.notes, sep="\n")
     return parts
 
 
@@ -163,8 +160,8 @@ def understand(content: Any) -> tuple[dict[str, Any], TrainConfig]:
             raise TrainingError(f"{sorted(clash)} stands in data and in its rendered options.")
         if clash := {*KEYS["model"], "image_size", "seed"} & set(asked["model"].get("options", {})):
             raise TrainingError(f"{sorted(clash)}: no options of a model; data and train say the last two.")
-        if "target_recall" in asked["evaluate"]:
-            check_share(asked["evaluate"]["target_recall"], "target_recall", one_allowed=True)
+        for key, share in asked["evaluate"].items():
+            check_share(share, key, one_allowed=key == "target_recall")
         return asked, TrainConfig.from_dict(asked["train"])
     except MedvitError as error:
         raise TrainingError(str(error)) from error

@@ -3,7 +3,7 @@
 full = make_variant(build(name, 3), parts, "full", config, name="full")
 lora = make_variant(build(name, 3), parts, "lora", config, name="lora", options={"rank": 8})
 half = make_variant(lora, parts, "prune", name="lora-pruned", options={"amount": 0.5})
-reports = {run.folder.name: (run, evaluate(run, parts.test)) for run in (full, lora, half)}
+reports = {run.folder.name: (run, evaluate(run, parts)) for run in (full, lora, half)}
 worth_table(reports, reference="full"), cost_table(reports)
 """
 

@@ -72,7 +72,10 @@ def test_folds_choose_on_every_image_outside_the_test_part_and_answer_together(f
     report = result.reports["lora"]
     assert report.settings["validation_images"] == len(parts.train) + len(parts.val)
     expected = np.mean([softmax(forward(run.model, parts.test, **CPU).astype(float)) for run in runs["lora"]], axis=0)
-    np.testing.assert_array_equal(report.probabilities.argmax(1), expected.argmax(1))
+    second, first = np.sort(expected, axis=1)[:, -2:].T
+    sure = first - second > 1e-4  # two that are as likely may come in either order
+    assert sure.mean() > 0.9
+    np.testing.assert_array_equal(report.probabilities.argmax(1)[sure], expected.argmax(1)[sure])
     assert report.settings["candidates"] == sum(run.candidates for run in runs["lora"])
 
 

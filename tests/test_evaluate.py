@@ -1,7 +1,9 @@
 """`medvit evaluate`: a saved model on other data, at what was chosen when it was made."""
 
+import importlib
 import json
 import shutil
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -13,9 +15,12 @@ from medvitlib.errors import EvaluationError
 from medvitlib.evaluate import evaluate, evaluate_saved
 from medvitlib.evaluation import Report
 from medvitlib.models.zoo import build
+from medvitlib.training import features
 from medvitlib.training.config import TrainConfig
 from medvitlib.training.fit import fit
+from medvitlib.training.probe import fit_probe
 
+evaluate_module = importlib.import_module("medvitlib.evaluate")
 CPU = {"device": "cpu", "precision": None}
 
 
@@ -32,7 +37,7 @@ def parts():
 def run(parts):
     model = build("vit_tiny_test", 2, weights=None)
     found = fit(model, parts, TrainConfig(epochs=2, lr=1e-3), name="scored", quiet=True, plot=False, **CPU)
-    evaluate(found, parts.test, figures=False, n_boot=100, target_recall=0.9, **CPU)
+    evaluate(found, parts, figures=False, n_boot=100, target_recall=0.9, **CPU)
     return found
 
 
@@ -53,6 +58,67 @@ def write_folder(ds, folder, rename=None):
     return folder
 
 
+def test_a_split_leaves_everything_that_prediction_needs_and_a_data_set_leaves_it_alone(run, parts):
+    before = json.loads((run.folder / "model.json").read_text())
+    assert before["prediction"]["sets"]["coverage"] == 0.9 and before["prediction"]["familiar"]["alarms"] == 0.05
+    assert before["no_threshold"]["certified"].startswith("8 positive patients; at least 36 needed")
+    evaluate(run, parts.test, figures=False, n_boot=100, target_recall=0.9, **CPU)
+    assert json.loads((run.folder / "model.json").read_text()) == before
+    wider = {"coverage": 0.8, "alarms": 0.2}
+    report = evaluate(run, parts, figures=False, n_boot=100, target_recall=0.9, **wider, **CPU)
+    after = json.loads((run.folder / "model.json").read_text())["prediction"]
+    assert after["sets"]["coverage"] == 0.8 and after["familiar"]["limit"] < before["prediction"]["familiar"]["limit"]
+    assert not any("for prediction" in note for note in report.notes)
+    evaluate(run, parts, figures=False, n_boot=100, target_recall=0.9, **CPU)  # for the tests that follow
+
+
+def test_the_tables_of_a_run_end_their_lines_alike(run):
+    tables = {path.name: path.read_bytes() for path in run.folder.glob("*.csv")}
+    assert {"metrics.csv", "validation.csv", "predictions.csv", "quarantine.csv"} <= set(tables)
+    assert all(content.endswith(b"\n") and b"\r" not in content for content in tables.values())
+
+
+def test_what_cannot_be_prepared_has_its_reason_in_the_report_and_in_the_model():
+    parts = split(open_dataset("phantom/cxr", image_size=32, n_patients=20, difficulty=0.0), val=0.2, test=0.4)
+    few = replace(parts, train=parts.train.subset(np.arange(len(parts.train)) % 3 == 0))
+    assert len(few.train) < 20
+    model = build("vit_tiny_test", 2, weights=None)
+    found = fit(model, few, TrainConfig(epochs=1, batch_size=4), name="few", quiet=True, plot=False, **CPU)
+    report = evaluate(found, few, figures=False, n_boot=100, **CPU)
+    stored = json.loads((found.folder / "model.json").read_text())["prediction"]
+    assert stored["sets"] is None and stored["familiar"] is None
+    assert [text.split(" 90 %")[0] for text in stored["refused"]] == [
+        "Sets that hold normal",
+        "Sets that hold all classes",
+    ]
+    assert "patients to calibrate on; there are" in stored["refused"][1] and stored["refused"][1] in str(report.notes)
+    assert f"{len(few.train)} training images" in stored["unchecked"] and stored["unchecked"] in str(report.notes)
+
+
+def test_the_features_of_a_probe_are_not_computed_again(parts, monkeypatch):
+    passes = []
+    outputs = features._outputs
+
+    def counted(model, dataset, *more):
+        passes.append((more[-1], len(dataset)))
+        return outputs(model, dataset, *more)
+
+    monkeypatch.setattr(features, "_outputs", counted)
+    found = fit_probe(build("vit_tiny_test", 2, weights=None, seed=7), parts, name="probed", **CPU)
+    assert passes == [("Features", len(parts.train)), ("Features", len(parts.val))]
+    evaluate(found, parts, figures=False, n_boot=100, **CPU)
+    assert passes[2:] == [("Evaluating", len(parts.test))]
+
+
+@pytest.mark.parametrize("share", [{"coverage": 1.0}, {"alarms": 0.0}])
+def test_an_impossible_share_and_another_split_are_refused_before_anything_is_computed(run, parts, share, monkeypatch):
+    monkeypatch.setattr(evaluate_module, "forward", None)
+    with pytest.raises(EvaluationError, match=f"{next(iter(share))} is"):
+        evaluate(run, parts, **share, **CPU)
+    with pytest.raises(EvaluationError, match="was not trained on this split"):
+        evaluate(run, split(xrays(), seed=3), **CPU)
+
+
 def test_on_the_same_images_it_says_what_the_run_said(run, parts):
     first, again = Report.load(run.folder), evaluate_saved(run.folder, parts.test, n_boot=100, **CPU)
     assert again.thresholds == first.thresholds and again.temperature == first.temperature
@@ -67,7 +133,8 @@ def test_what_was_chosen_stays_whatever_the_new_images_are(alone, parts):
     for report in reports:
         assert report.temperature == stored["temperature"] and report.thresholds == stored["thresholds"]
         assert any("nothing was chosen on these images" in line for line in report.sentences())
-    assert reports[0].metrics["auroc"].value != reports[1].metrics["auroc"].value
+    assert abs(reports[0].metrics["auroc"].value - reports[1].metrics["auroc"].value) > 1e-6
+    assert reports[0].refused == stored["no_threshold"]
     assert (alone / "model.json").read_bytes() == before
 
 

@@ -32,6 +32,7 @@ PROGRAM = """
 import json, socket, sys
 import medvitlib
 from medvitlib.data import open_dataset, split
+from medvitlib.evaluate import evaluate
 from medvitlib.models.zoo import build
 from medvitlib.predict import Predictor
 from medvitlib.training.probe import fit_probe
@@ -46,6 +47,7 @@ if sys.argv[2] == "pretrained":
     parts = split(open_dataset("phantom/cxr", image_size=28, n_patients=24), seed=0)
     model = build("vit_small_patch14_dinov2", 2, image_size=28, pool="token_mean", quiet=True)
     run = fit_probe(model, parts, name="offline", device="cpu", precision=None)
+    evaluate(run, parts, figures=False, n_boot=100, device="cpu", precision=None)
     images = parts.test.images.planes(slice(0, 3)).transpose(0, 2, 3, 1)
     told["run"] = str(run.folder)
     told["pretrained"] = [answer.label for answer in Predictor(run.folder, device="cpu").predict(images, quiet=True)]

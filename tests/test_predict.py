@@ -1,8 +1,10 @@
 """The next image: from every kind of source, one answer each, and a reason where there is none."""
 
 import json
+import os
 import shutil
 import time
+from dataclasses import asdict
 from datetime import UTC, datetime
 
 import cv2
@@ -10,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from medvitlib.answers import draw_answer, plot_answers, promises_kept, try_it
 from medvitlib.cli import main
@@ -18,8 +21,8 @@ from medvitlib.errors import DataError, MedvitError
 from medvitlib.evaluate import evaluate
 from medvitlib.evaluation.calibration import apply_temperature
 from medvitlib.models.zoo import build, head_of
+from medvitlib.outliers import familiar
 from medvitlib.predict import Predictor
-from medvitlib.prepare import prepare
 from medvitlib.training.config import TrainConfig
 from medvitlib.training.features import forward
 from medvitlib.training.fit import fit
@@ -38,8 +41,7 @@ def run(parts):
     found = fit(
         model, parts, TrainConfig(epochs=2, batch_size=16, lr=1e-3), name="predicted", quiet=True, plot=False, **CPU
     )
-    evaluate(found, parts.test, figures=False, n_boot=100, **CPU)
-    prepare(found, parts, **CPU)
+    evaluate(found, parts, figures=False, n_boot=100, **CPU)
     return found
 
 
@@ -196,7 +198,7 @@ def test_promises_are_counted_by_patient(predictor, parts):
     patients = len(set(parts.test.groups))
     assert kept["held"].value == pytest.approx(1 - len(missed) / patients) and kept["held"].n_images == patients
     assert kept["unlike"].value == pytest.approx(np.mean([a.unlike for a in answers]))
-    with pytest.raises(MedvitError, match="each needs one"):
+    with pytest.raises(MedvitError, match="each image needs one"):
         promises_kept(answers[1:], parts.test)
 
 
@@ -226,3 +228,137 @@ def test_a_model_is_found_by_its_name_or_refused_with_those_there_are(run):
         Predictor("predcited", **CPU)
     with pytest.raises(MedvitError, match="threshold='recal': expected 0 to 1"):
         Predictor("teaching", threshold="recal", **CPU)
+
+
+TWO_CLASSES = ["benign", "malignant"]
+SETS = {"coverage": 0.9, "by": "class", "classes": TWO_CLASSES, "cutoffs": [0.1, 0.1], "patients": [40, 40]}
+TOO_FEW = "Sets that hold all classes 90 % of the time take 9 patients to calibrate on; there are 4."
+UNUSUAL = "12 training images of 6 patients; at least 20 images of 2 patients are needed."
+
+
+@pytest.fixture(scope="module")
+def saved_with(tmp_path_factory):
+    """A small two-class model whose model.json has the given keys too: (**keys) -> folder."""
+    folder = tmp_path_factory.mktemp("saved")
+    model = build("vit_tiny_test", 2, weights=None)
+    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, folder / "model.safetensors")
+    info = {
+        "architecture": {**model.architecture, "num_classes": 2},
+        "classes": TWO_CLASSES,
+        "positive": "malignant",
+        "preprocessing": asdict(model.preprocessing),
+    }
+
+    def write(**keys):
+        (folder / "model.json").write_text(json.dumps(info | keys))
+        return folder
+
+    return write
+
+
+@pytest.fixture(scope="module")
+def usual():
+    """`familiar` of a model.json, for features of vit_tiny_test."""
+    features = np.random.default_rng(0).normal(size=(60, head_of(build("vit_tiny_test", 2, weights=None)).in_features))
+    return familiar(features[:40], np.arange(40), features[40:], np.arange(20)).to_dict()
+
+
+@pytest.mark.parametrize("sets", [None, SETS])
+@pytest.mark.parametrize("refused", [[], [TOO_FEW]])
+@pytest.mark.parametrize("has_limit", [False, True])
+@pytest.mark.parametrize("unchecked", ["", UNUSUAL])
+@pytest.mark.parametrize("prepared", [False, True])
+def test_a_check_that_was_not_prepared_is_never_reported_as_made(
+    saved_with, usual, sets, refused, has_limit, unchecked, prepared, tmp_path, capsys
+):
+    """Whatever model.json holds: each check is made, or "not checked" with the reason that is stored and no other."""
+    stored = {"sets": sets, "refused": refused, "familiar": usual if has_limit else None, "unchecked": unchecked}
+    folder = saved_with(thresholds={"0.5": 0.5, "recall": 0.5}, **({"prediction": stored} if prepared else {}))
+    image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    cv2.imwrite(str(tmp_path / "a.png"), image)
+    arguments = ["predict", str(folder), str(tmp_path / "a.png"), "--device", "cpu"]
+    assert main([*arguments, "--out", str(tmp_path / "out.csv")]) == 0 and main(arguments) == 0
+    said = capsys.readouterr().out + str(Predictor(folder, **CPU))
+    row = pd.read_csv(tmp_path / "out.csv", dtype=str).iloc[0]
+    with_sets, checked = prepared and sets is not None, prepared and has_limit
+
+    assert (row["set"] == "not calibrated") == ("Sets of classes: not calibrated" in said) == (not with_sets)
+    assert (TOO_FEW in said) == (prepared and not with_sets and bool(refused))
+    assert "patients" not in said.replace(TOO_FEW, "").replace(UNUSUAL, "") or with_sets or checked
+    assert (row["unlike"] in ("0", "1")) == (row["distance"] != "not checked") == checked
+    assert (row["unlike"] == "not checked") == (not checked) == ("unlike the training images: not checked" in said)
+    assert (UNUSUAL in said) == (prepared and not checked and bool(unchecked))
+    unprepared = (not with_sets and not (prepared and refused)) or (not checked and not (prepared and unchecked))
+    assert ("evaluate(run, parts), with the split" in said) == unprepared
+
+
+def test_an_unreadable_image_was_not_checked_either(saved_with, tmp_path):
+    (tmp_path / "torn.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    (answer,) = Predictor(saved_with(thresholds={"recall": 0.5}), **CPU).predict(tmp_path / "torn.png")
+    row = answer.row()
+    assert answer.unlike is None and row["error"] and (row["set"], row["distance"], row["unlike"]) == ("", "", "")
+
+
+def test_answers_that_were_not_checked_are_plotted_as_such_and_prove_no_promise(saved_with, parts):
+    predictor = Predictor(saved_with(thresholds={"recall": 0.5}), **CPU)
+    answers = list(predictor.predict(np.asarray(parts.test.images)))
+    legend = plot_answers(predictor, answers).axes[0].get_legend()
+    assert "unlike: not checked" in [text.get_text() for text in legend.get_texts()]
+    with pytest.raises(MedvitError, match="no sets of classes"):
+        promises_kept(answers, parts.test)
+
+
+FEW = "23 positive patients; at least 94 needed for 95 % recall with 95 % confidence."
+
+
+@pytest.mark.parametrize(
+    ("keys", "asked", "reason"),
+    [
+        ({"thresholds": {"0.5": 0.5, "recall": 0.3}, "no_threshold": {"certified": FEW}}, "certified", FEW),
+        ({"thresholds": {"0.5": 0.5, "recall": 0.3}}, "certified", "no reason is stored"),
+        ({}, "certified", "the model was not evaluated. Call evaluate(run, parts)"),
+        ({}, "recall", "the model was not evaluated. Call evaluate(run, parts)"),
+    ],
+)
+def test_a_threshold_that_does_not_exist_is_refused_with_the_reason(saved_with, keys, asked, reason, capsys):
+    folder = saved_with(**keys)
+    with pytest.raises(MedvitError) as refusal:
+        Predictor(folder, threshold=asked, **CPU)
+    assert f"There is no {asked} threshold: {reason}" in str(refusal.value)
+    assert main(["predict", str(folder), "image.png", "--threshold", asked, "--device", "cpu"]) == 1
+    assert str(refusal.value) in capsys.readouterr().err
+    assert Predictor(folder, threshold="0.5", **CPU).threshold == 0.5
+    if "thresholds" in keys:
+        assert Predictor(folder, **CPU).threshold == 0.3
+
+
+def test_a_threshold_is_refused_where_there_are_more_than_two_classes(run):
+    for asked in ("certified", 0.5, "0.5"):
+        with pytest.raises(MedvitError, match="a threshold is for two classes"):
+            Predictor(run.folder, threshold=asked, **CPU)
+
+
+NAMES = ['a,b".png', "line\nbreak.png", "return\rhome.png", "\x1b[31mred.png", "tab\t.png", "\u202egnp.exe.png"]
+
+
+def test_names_with_control_characters_are_escaped_in_the_terminal_and_read_back_from_the_table(
+    run, parts, tmp_path, capsys
+):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    content = cv2.imencode(".png", parts.test.images[0][..., ::-1])[1].tobytes()
+    for name in NAMES:
+        (folder / name).write_bytes(content)
+    (folder / "bad\x1b\n.png").write_bytes(content[:99])
+    with open(os.fsencode(folder) + b"/latin-\xe9.png", "wb") as file:
+        file.write(content)
+    arguments = ["predict", str(run.folder), str(folder), "--device", "cpu"]
+    assert main(arguments) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert all(line.isprintable() for line in said) and len([line for line in said if str(folder) in line]) == 8
+    assert any("line\\nbreak.png" in line for line in said) and any("\\u202egnp" in line for line in said)
+    table = tmp_path / "out.csv"
+    assert main([*arguments, "--out", str(table)]) == 0
+    assert table.read_bytes().count(b"\r") == 1  # the one in a name: lines end in "\n"
+    found = set(pd.read_csv(table, keep_default_na=False)["image"])
+    assert found == {str(folder / name) for name in [*NAMES, "bad\x1b\n.png", "latin-\\xe9.png"]}

@@ -66,8 +66,7 @@ def test_deterministic_runs_are_the_same(tmp_path):
 @pytest.fixture
 def without_report(monkeypatch):
     """What follows the training takes longer than so small a training."""
-    monkeypatch.setattr("medvitlib.train.evaluate", lambda run, part: run)
-    monkeypatch.setattr("medvitlib.train.prepare", lambda run, parts: None)
+    monkeypatch.setattr("medvitlib.train.evaluate", lambda run, parts: run)
     monkeypatch.setattr("medvitlib.training.run.Run.sentences", lambda self: [], raising=False)
 
 

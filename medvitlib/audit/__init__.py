@@ -17,7 +17,7 @@ from medvitlib.audit.leaks import agreement, counts, overlap, pair_table, suspec
 from medvitlib.data import Dataset
 from medvitlib.data.near import near_duplicates
 from medvitlib.data.splits import joined
-from medvitlib.errors import DataError
+from medvitlib.errors import DataError, printable
 from medvitlib.evaluation import Estimate
 from medvitlib.evaluation.result import jsonable
 from medvitlib.jsonfile import write_json
@@ -119,8 +119,9 @@ class Audit:
         lines = [repr(self.dataset), *(f"Note: {note}" for note in self.dataset.notes)]
         lines += [f"Features: {self.network}.", ""]
         lines += [line for table in tables for line in (table, "")]
-        lines += [f"{k}. {finding.text}" for k, finding in enumerate(self.findings, 1)] or ["Nothing was found."]
-        return "\n".join(lines)
+        texts = [printable(finding.text) for finding in self.findings]
+        lines += [f"{k}. {text}" for k, text in enumerate(texts, 1)] or ["Nothing was found."]
+        return printable("\n".join(lines), keep="\n")
 
     def to_dict(self) -> dict:
         """Plain values, for JSON."""

@@ -14,7 +14,8 @@ from threadpoolctl import threadpool_limits
 
 from medvitlib.data import Dataset
 from medvitlib.data.cache import WORKERS, one_opencv_thread
-from medvitlib.errors import DataError, WeightsError
+from medvitlib.data.decode import silence
+from medvitlib.errors import DataError, WeightsError, printable
 from medvitlib.evaluation import Estimate, score
 from medvitlib.evaluation.inputs import check
 from medvitlib.evaluation.intervals import bootstrap, percentiles
@@ -45,6 +46,7 @@ def headers(ds: Dataset) -> list[Header] | None:
     """Of each file, without decoding it; None where the images are not files."""
     if ds.files is None:
         return None
+    silence()
     with ThreadPoolExecutor(WORKERS) as pool:
         return list(track(pool.map(_header, ds.files), "reading headers", total=len(ds)))
 
@@ -58,7 +60,9 @@ def _header(path: str) -> Header:
     except OSError:  # Pillow cannot identify some TIFFs that OpenCV reads
         image = cv2.imread(path, cv2.IMREAD_UNCHANGED)
         if image is None:
-            raise DataError(f"{path} cannot be read any more: it has changed. Open the data set again.") from None
+            raise DataError(
+                f"{printable(path)} cannot be read any more: it has changed. Open the data set again."
+            ) from None
         return Header(*image.shape[:2], "?", os.path.getsize(path))
 
 

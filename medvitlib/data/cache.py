@@ -9,7 +9,6 @@ import hashlib
 import io
 import json
 import os
-import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +21,7 @@ import numpy as np
 from filelock import FileLock
 
 from medvitlib.data.decode import DECODER_VERSION, Unreadable, decode, fit, is_grey
-from medvitlib.errors import DataError
+from medvitlib.errors import DataError, printable
 from medvitlib.paths import cache_dir
 from medvitlib.progress import track
 
@@ -69,11 +68,13 @@ def stored_files(paths: Sequence[Path], hashes: Sequence[str], size: tuple[int, 
             data = paths[i].read_bytes()
         except OSError as error:
             if hashes[i]:  # it could be read a moment ago: not a property of the file, so nothing to remember
-                raise DataError(f"{paths[i]} cannot be read any more: {error.strerror}. Open the set again.") from error
+                raise DataError(
+                    f"{printable(paths[i])} cannot be read any more: {error.strerror}. Open the set again."
+                ) from error
             raise Unreadable(f"cannot be read: {error.strerror}") from None
         if hashes[i] and hashlib.sha256(data).hexdigest() != hashes[i]:
             _index_path(paths).unlink(missing_ok=True)  # or the index was wrong: next time everything is hashed
-            raise DataError(f"{paths[i]} changed while the data set was being opened: open it again.")
+            raise DataError(f"{printable(paths[i])} changed while the data set was being opened: open it again.")
         return data
 
     return stored_contents([path.name for path in paths], read, hashes, size)
@@ -203,21 +204,16 @@ def _grey_or_bad(read: Callable[[int], np.ndarray], i: int) -> bool:
 
 @contextmanager
 def one_opencv_thread() -> Iterator[None]:
-    """One OpenCV thread a worker, and no chatter from OpenCV and Pillow (the reasons say more); put back after.
+    """One OpenCV thread a worker; put back after.
 
-    Here, around all workers, and not in `decode`: these settings belong to the process, not to a thread.
+    Here, around all workers, and not in `decode`: the setting belongs to the process, not to a thread.
     """
-    log = cv2 if hasattr(cv2, "setLogLevel") else cv2.utils.logging  # OpenCV 4, OpenCV 5
-    threads, level = cv2.getNumThreads(), log.getLogLevel()
+    threads = cv2.getNumThreads()
     cv2.setNumThreads(1)
-    log.setLogLevel(0)  # silent
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
+        yield
     finally:
         cv2.setNumThreads(threads)
-        log.setLogLevel(level)
 
 
 def _open(path: Path, count: int, size: tuple[int, int]) -> Stored | None:

@@ -19,7 +19,7 @@ from medvitlib.data.sources.arrays import Opened, read_npz
 from medvitlib.data.sources.finding import find, on_disk
 from medvitlib.data.sources.known import KNOWN, known_name, plain
 from medvitlib.data.sources.labels import check_positive
-from medvitlib.errors import DataError
+from medvitlib.errors import DataError, printable
 
 
 def open_dataset(
@@ -93,7 +93,7 @@ def open_dataset(
         hashes=np.array(hashes)[good],
         images=Images(decoded, good),
         quarantine=quarantine,
-        notes=listing.notes,
+        notes=[printable(note) for note in listing.notes],
         files=None if opened.whole else np.array([str(sample.path) for sample in samples]),
     )
 
@@ -147,7 +147,7 @@ def _filed_twice(samples: list[Sample], hashes: list[str]) -> dict[int, str]:
 
 def _judge(listing: Listing, quarantine: list[Quarantined], max_bad: float) -> None:
     bad, total = len(quarantine), len(listing.samples)
-    first = "\n".join(f"  {q.path}: {q.reason}" for q in quarantine[:5])
+    first = "\n".join(printable(f"  {q.path}: {q.reason}") for q in quarantine[:5])
     if bad == total or bad > max_bad * total:
         raise DataError(
             f"{bad} of {total} images in {listing.folder} cannot be used ({bad / total:.1%}, above {max_bad:.0%}):\n"
@@ -158,7 +158,8 @@ def _judge(listing: Listing, quarantine: list[Quarantined], max_bad: float) -> N
         names = [f"{Path(q.path).name} ({q.reason})" for q in quarantine]
         names += [f"{readable(path.name)} (not an image)" for path in listing.side_files]
         warnings.warn(
-            f"{set_aside} of {total + len(listing.side_files)} files in {listing.folder} are left out: "
-            f"{'; '.join(names[:3])}{'; ...' if set_aside > 3 else ''}. All are listed in the data set's `quarantine`.",
+            f"{set_aside} of {total + len(listing.side_files)} files in {printable(listing.folder)} are left out: "
+            f"{printable('; '.join(names[:3]))}{'; ...' if set_aside > 3 else ''}. All are listed in the data set's "
+            "`quarantine`.",
             stacklevel=3,
         )

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from medvitlib.data.loading import Images
-from medvitlib.errors import DataError, one_of
+from medvitlib.errors import DataError, one_of, printable
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Dataset(torch.utils.data.Dataset):
         patients = f"{len(np.unique(self.groups))} patients" if self.groups_known else "patients unknown"
         colour, (h, w) = {1: "grey", 3: "RGB"}[self.channels], self.image_size
         counts = np.bincount(self.labels, minlength=len(self.classes))
-        classes = ", ".join(f"{n} {name}" for n, name in zip(counts, self.classes, strict=True))
+        classes = printable(", ".join(f"{n} {name}" for n, name in zip(counts, self.classes, strict=True)))
         return f"Dataset({self.name!r}: {len(self)} images of {h}x{w} px, {colour}, {patients}; {classes})"
 
     def __len__(self) -> int:

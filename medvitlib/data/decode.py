@@ -3,11 +3,19 @@
 A decoder that guesses is worse than one that refuses: OpenCV returns the upper half of a truncated JPEG over
 a grey lower half without a word. Whatever is not a whole image of the kind its name says raises `Unreadable`.
 One kind of damage stays unseen: a JPEG that has lost its middle and kept its end, of which no decoder at hand tells.
+
+Pillow decodes JPEG and PNG: OpenCV's copies of libjpeg and libpng write their warnings to the terminal, and only a
+redirection of the whole process's output would stop them. OpenCV decodes what Pillow cannot without loss of depth.
 """
 
+import ctypes
 import io
+import os
 import struct
+import warnings
 import zlib
+from contextlib import suppress
+from functools import cache
 from pathlib import PurePath
 
 import cv2
@@ -16,7 +24,7 @@ from PIL import Image, ImageOps
 
 from medvitlib.errors import DataError
 
-DECODER_VERSION = 2
+DECODER_VERSION = 3
 """Part of every cache key: raise it when the pixels that `decode` or `fit` return change."""
 MAX_PIXELS = 2**27
 """Larger than any radiograph; a small file that claims more is a decompression bomb or a whole slide to be tiled."""
@@ -35,6 +43,7 @@ SUFFIXES = {
 """File name endings that are read, and the format each one claims."""
 
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # TIFF 6.0
+_ORIENTATION = 0x112  # EXIF
 
 _SIGNATURES = {
     b"\x89PNG\r\n\x1a\n": "PNG",
@@ -80,10 +89,14 @@ def decode(data: bytes, name: str) -> np.ndarray:
     claimed = SUFFIXES.get(PurePath(name).suffix.lower())
     if claimed and claimed != kind:
         raise Unreadable(f"mislabelled: the name says {claimed}, the content is {kind}")
+    silence()
     pillow = _check_whole(data, kind)
+    if kind == "JPEG" or (kind == "PNG" and not _is_deep(data)):
+        return _pixels(pillow)
     tags = pillow.tag_v2 if kind == "TIFF" and pillow is not None else {}
     if tags and pillow.mode == "RGBA" and max(tags.get(_BITS_PER_SAMPLE, (8,))) == 8:
-        return np.asarray(ImageOps.exif_transpose(pillow))[..., :3]  # OpenCV would multiply the colours by alpha
+        return np.array(ImageOps.exif_transpose(pillow))[..., :3]  # OpenCV would multiply the colours by alpha
+    data = _bare(data) if kind == "PNG" else data
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR)
     except cv2.error as error:
@@ -101,6 +114,22 @@ def decode(data: bytes, name: str) -> np.ndarray:
     if image.ndim == 2:
         return image[:, :, None]
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+@cache
+def silence() -> None:
+    """Keep the remarks of OpenCV, libtiff, Pillow and pydicom on damaged files off the terminal.
+
+    What is wrong with a file is said by `Unreadable`. These are settings of the process, not of a thread: they are made
+    once, before the first image is decoded, and stay. Where $OPENCV_LOG_LEVEL is set, OpenCV's level is left alone.
+    """
+    if "OPENCV_LOG_LEVEL" not in os.environ:
+        (cv2 if hasattr(cv2, "setLogLevel") else cv2.utils.logging).setLogLevel(0)  # OpenCV 4, OpenCV 5
+    warnings.filterwarnings("ignore", module=r"(PIL|pydicom)\.")
+    with suppress(OSError, AttributeError):  # a Pillow without libtiff, or one that does not show its symbols (Windows)
+        libtiff = ctypes.CDLL(Image.core.__file__)
+        libtiff.TIFFSetErrorHandler(None)
+        libtiff.TIFFSetWarningHandler(None)
 
 
 def height_and_width(image_size: int | tuple[int, int]) -> tuple[int, int]:
@@ -172,12 +201,47 @@ def _check_whole(data: bytes, kind: str) -> Image.Image | None:
         )
     if kind == "PNG":
         _check_png(data)
-    elif not (kind == "JPEG" and data.endswith(b"\xff\xd9")):
-        try:
-            image.load()
-        except Exception as error:  # as above
-            raise Unreadable(f"truncated or damaged {kind}: {_first_line(error)}") from None
+    try:
+        image.load()
+    except Exception as error:  # as above
+        raise Unreadable(f"truncated or damaged {kind}: {_first_line(error)}") from None
     return image
+
+
+def _bare(png: bytes) -> bytes:
+    """A checked PNG without metadata, on which libpng remarks, but with its orientation."""
+    kept, at, kind = [png[:8]], 8, b""
+    while kind != b"IEND":
+        (length,) = struct.unpack_from(">I", png, at)
+        kind, end = png[at + 4 : at + 8], at + 12 + length
+        if kind[:1].isupper() or kind == b"eXIf":
+            kept.append(png[at:end])
+        at = end
+    return b"".join(kept)
+
+
+def _is_deep(png: bytes) -> bool:
+    """Whether a PNG has 16 bits and more than grey, of which Pillow would drop 8."""
+    depth, colour = png[24:26]
+    return depth == 16 and colour != 0
+
+
+def _pixels(image: Image.Image) -> np.ndarray:
+    """A loaded JPEG or PNG as `decode` returns it."""
+    try:
+        orientation = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # damaged metadata of a whole picture; Pillow raises whatever the damage provokes
+        orientation = 1
+    if orientation in range(2, 9):  # not for 1: it would be copied
+        image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):
+        return _to_8_bit(np.asarray(image))[:, :, None]
+    if image.mode == "1":
+        image = image.convert("L")
+    if image.mode not in ("L", "LA", "RGB", "RGBA"):  # a palette, CMYK
+        image = image.convert("RGB")
+    pixels = np.array(image)
+    return pixels[..., None] if pixels.ndim == 2 else pixels[..., : 1 if image.mode == "LA" else 3]
 
 
 def _check_png(data: bytes) -> None:
@@ -191,6 +255,8 @@ def _check_png(data: bytes) -> None:
         if end + 4 > len(data):
             raise Unreadable("truncated PNG: it ends before its end marker")
         critical = kind[:1].isupper()
+        if critical and (kind not in (b"IHDR", b"PLTE", b"IDAT", b"IEND") or (kind == b"IHDR") != (at == 8)):
+            raise Unreadable(f"damaged PNG: a chunk {kind.decode('latin-1')} where it cannot be")
         if critical and zlib.crc32(data[at + 4 : end]) != struct.unpack_from(">I", data, end)[0]:
             raise Unreadable(f"damaged PNG: the checksum of its {kind.decode('latin-1')} chunk is wrong")
         at = end + 4

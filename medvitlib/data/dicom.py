@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from medvitlib.data.decode import MAX_PIXELS, Unreadable
+from medvitlib.data.decode import MAX_PIXELS, Unreadable, silence
 
 MAGIC = b"DICM"  # at byte 128
 
@@ -34,9 +34,9 @@ def decode_dicom(data: bytes) -> np.ndarray:
     """
     try:
         import pydicom
-        from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi
     except ImportError:
         raise Unreadable("a DICOM file, and pydicom is not installed: pip install pydicom") from None
+    silence()
     try:
         file = pydicom.dcmread(io.BytesIO(data))
         frames, size = int(file.get("NumberOfFrames") or 1), int(file.Rows) * int(file.Columns)
@@ -48,9 +48,18 @@ def decode_dicom(data: bytes) -> np.ndarray:
     if size > MAX_PIXELS:
         raise Unreadable(f"claims {file.Columns}x{file.Rows} px, more than {MAX_PIXELS / 1e6:.0f} million pixels")
     try:
-        stored = file.pixel_array  # YBR comes as RGB
+        return _shown(file, kind)
+    except Unreadable:
+        raise
     except Exception as error:  # as above; or a compression that needs another package, which pydicom then names
         raise Unreadable(f"the pixels of this DICOM file cannot be decoded: {_first_line(error)}") from None
+
+
+def _shown(file, kind: str) -> np.ndarray:
+    """The pixels of a parsed file, as `decode_dicom` returns them."""
+    from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi
+
+    stored = file.pixel_array  # YBR comes as RGB
     if kind == "PALETTE COLOR":
         stored = apply_color_lut(stored, file)
     if stored.ndim == 3:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from medvitlib.data.decode import SUFFIXES
-from medvitlib.errors import DataError
+from medvitlib.errors import DataError, printable
 
 SPLITS = {
     "train": "train",
@@ -88,7 +88,7 @@ def _folders(folder: Path) -> list[Path]:
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except OSError as error:
-        raise DataError(f"{folder} cannot be read: {error.strerror}.") from None
+        raise DataError(f"{printable(folder)} cannot be read: {error.strerror}.") from None
     return [Path(entry.path) for entry in entries if entry.is_dir() and not _is_hidden(entry.name)]
 
 
@@ -101,7 +101,7 @@ def _descend(source: Path) -> tuple[Path, list[str]]:
             break
         inner = [child for child in children if any(f.name.lower() in SPLITS for f in _folders(child))]
         if inner and len(sets := [child.name for child in children if child in inner or _folders(child)]) > 1:
-            raise DataError(f"{folder} holds {len(sets)} data sets ({', '.join(sets)}): open one of them.")
+            raise DataError(f"{folder} holds {len(sets)} data sets ({printable(', '.join(sets))}): open one of them.")
         if len(children) == 1 and _folders(children[0]) and not _loose(children[0]):
             inner = children
         if not inner:
@@ -155,7 +155,7 @@ def _walk(folder: Path) -> Iterator[Path]:
     """
 
     def refuse(error: OSError) -> None:
-        raise DataError(f"{error.filename} cannot be read: {error.strerror}.") from None
+        raise DataError(f"{printable(error.filename)} cannot be read: {error.strerror}.") from None
 
     seen = {os.path.realpath(folder)}
     for parent, folders, files in os.walk(folder, onerror=refuse, followlinks=True):

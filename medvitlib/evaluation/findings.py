@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from medvitlib.errors import printable
 from medvitlib.evaluation.inputs import percent
 from medvitlib.evaluation.intervals import Estimate
 
@@ -15,12 +16,18 @@ FLOOR = 30  # patients of a class below which its figures are called rough
 
 def findings(report: "Report") -> list[str]:
     """What was tested, what was found at each operating point, what is doubtful, in this order."""
-    sentences = [_what_was_tested(report), _ranking(report)]
+    sentences = [what_was_tested(report), _ranking(report)]
     sentences += _operating_points(report) if report.positive is not None else _classes(report)
-    return [*sentences, *_calibration(report), *report.notes, *_doubts(report)]
+    return [printable(sentence) for sentence in sentences + caveats(report)]
 
 
-def _what_was_tested(report: "Report") -> str:
+def caveats(report: "Report") -> list[str]:
+    """How the probabilities were calibrated, what could not be done, what is doubtful: what no table shows."""
+    return [*_calibration(report), *report.notes, *_doubts(report)]
+
+
+def what_was_tested(report: "Report") -> str:
+    """The number of images, of each class and together, and of patients."""
     parts = [f"{int((report.y_true == k).sum())} {name}" for k, name in enumerate(report.classes)]
     n = len(report.y_true)
     if report.groups is None:

@@ -28,10 +28,12 @@ class Stored:
     Attributes:
         temperature: 1 leaves the probabilities as they are.
         thresholds: of calibrated probabilities, "recall" and "certified", as far as they exist; two classes only.
+        refused: for a threshold that does not exist, the reason.
     """
 
     temperature: float = 1.0
     thresholds: Mapping[str, float] = field(default_factory=dict)
+    refused: Mapping[str, str] = field(default_factory=dict)
 
 
 def build_report(
@@ -73,13 +75,14 @@ def build_report(
     if validation is not None and stored is not None:
         raise EvaluationError("validation and stored were both given: choose anew, or take what was chosen before.")
     test = check(y_true, probabilities, classes, positive, groups)
-    temperature, choices, thresholds = 1.0, {}, {}
+    temperature, choices, thresholds, refused = 1.0, {}, {}, {}
     notes = ["No validation predictions were given: nothing was calibrated and no threshold was chosen."]
     calibrated = test
     if stored is not None:
         temperature = stored.temperature
         calibrated = _calibrate(test, temperature)
         thresholds = {name: value for name, value in stored.thresholds.items() if name != "0.5"}
+        refused = dict(stored.refused)
         notes = ["Temperature and thresholds are those stored with the model: nothing was chosen on these images."]
     if validation is not None:
         held_out = check(validation.y_true, validation.probabilities, classes, positive, validation.groups)
@@ -88,9 +91,9 @@ def build_report(
         calibrated = _calibrate(test, temperature)
         if positive is not None:
             chosen_on = _calibrate(held_out, temperature)
-            choices, refusals = _choose(chosen_on, validation.groups, target_recall, confidence, candidates)
-            notes += refusals
+            choices, refused = _choose(chosen_on, validation.groups, target_recall, confidence, candidates)
             thresholds = {name: choice.threshold for name, choice in choices.items()}
+    notes += [f"No {name} threshold: {reason}" for name, reason in refused.items()]
     common = {"groups": groups, "n_boot": n_boot, "seed": seed, "confidence": confidence}
     metrics = score(test.y, calibrated.p, classes=test.classes, positive=positive, ordered=ordered, **common)
     before = score(test.y, test.p, classes=test.classes, positive=positive, **common)
@@ -113,6 +116,7 @@ def build_report(
         },
         choices=choices,
         operating_points=points,
+        refused=refused,
         notes=notes,
         settings={
             "target_recall": target_recall,
@@ -153,14 +157,14 @@ def _calibrate(data: Checked, temperature: float) -> Checked:
 
 def _choose(
     data: Checked, groups: np.ndarray | None, target_recall: float, confidence: float, candidates: int
-) -> tuple[dict[str, ThresholdChoice], list[str]]:
-    """The thresholds that exist, and why the certified one does not."""
+) -> tuple[dict[str, ThresholdChoice], dict[str, str]]:
+    """The thresholds that exist, and for each that does not, the reason."""
     y, p = data.is_positive, data.p_positive
     choices = {"recall": choose_threshold_by_min_recall(y, p, target_recall, groups)}
     if target_recall == 1:
-        return choices, ["No certified threshold: a recall of 100 % cannot be guaranteed by any number of patients."]
+        return choices, {"certified": "a recall of 100 % cannot be guaranteed by any number of patients."}
     try:
         choices["certified"] = choose_certified_threshold(y, p, groups, target_recall, confidence, candidates)
     except NotCertifiable as refusal:
-        return choices, [f"No certified threshold: {refusal}"]
-    return choices, []
+        return choices, {"certified": str(refusal)}
+    return choices, {}

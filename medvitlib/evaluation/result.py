@@ -5,17 +5,19 @@ import json
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from medvitlib.errors import EvaluationError
+from medvitlib.evaluation.as_text import as_html, as_text
 from medvitlib.evaluation.findings import findings
 from medvitlib.evaluation.inputs import percent
 from medvitlib.evaluation.intervals import Estimate
 from medvitlib.evaluation.thresholds import ThresholdChoice
+from medvitlib.jsonfile import csv_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,9 +27,11 @@ FORMAT = 1  # of report.json
 ENDS = ("value", "low", "high")  # of an estimate: what may be nan
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Report:
     """What a model does on images that had no part in making it. Every probability in here is calibrated.
+
+    `print(report)` shows it whole at 80 columns; a notebook shows it as tables.
 
     Attributes:
         classes: K names in label order.
@@ -43,6 +47,7 @@ class Report:
         operating_points: at "0.5" and at each choice, as `summarize_at_threshold` gives it; two classes only.
         notes: what could not be done and why.
         settings: target_recall, confidence, candidates, n_boot, seed, validation_images.
+        refused: for a threshold that does not exist ("certified"), the reason.
     """
 
     classes: tuple[str, ...]
@@ -58,6 +63,15 @@ class Report:
     operating_points: dict[str, dict[str, Estimate | float | int]]
     notes: list[str]
     settings: dict[str, float | int]
+    refused: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return as_text(self)
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return as_html(self)
 
     @property
     def thresholds(self) -> dict[str, float]:
@@ -68,13 +82,14 @@ class Report:
         """The findings in plain words, what is doubtful about them included."""
         return findings(self)
 
-    def table(self) -> "pd.DataFrame":
-        """A row for each metric: value, 95 % interval, images, patients, method."""
+    def table(self, methods: bool = False) -> "pd.DataFrame":
+        """Return a row for each metric: value, interval, images, patients; `methods` adds how intervals were made."""
         import pandas as pd
 
         rows = {name: _row(estimate) for name, estimate in self.metrics.items()}
         columns = ["value", f"{percent(self.settings['confidence'])} interval", "images", "patients", "method"]
-        return pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("metric")
+        table = pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("metric")
+        return table if methods else table.drop(columns="method")
 
     def operating_table(self) -> "pd.DataFrame":
         """A row for each operating point: threshold, metrics as "value [low, high]", counts. Empty for many classes."""
@@ -138,6 +153,7 @@ class Report:
                 "per_class_recall": self.per_class,
                 "calibration": self.calibration,
                 "choices": self.choices,
+                "refused": self.refused,
                 "operating_points": self.operating_points,
                 "notes": self.notes,
                 "sentences": self.sentences(),
@@ -178,7 +194,7 @@ class Report:
             "y_true": np.array(self.classes)[self.y_true],
         } | {f"p_{name}": self.probabilities[:, k] for k, name in enumerate(self.classes)}
         folder = Path(folder)
-        _write(folder / "predictions.csv", pd.DataFrame(table).to_csv(index=False).encode())
+        _write(folder / "predictions.csv", csv_text(pd.DataFrame(table)).encode())
         figures = self.figures() if figures else {}
         for old in (folder / "plots").glob("*.png"):  # of an earlier report that had other operating points
             if old.stem not in figures:
@@ -221,6 +237,7 @@ class Report:
             operating_points={name: _estimates(point) for name, point in found["operating_points"].items()},
             notes=found["notes"],
             settings=found["settings"],
+            refused=found.get("refused", {}),
         )
 
 

@@ -12,6 +12,7 @@ import torch
 
 from medvitlib.data import Split
 from medvitlib.errors import TrainingError
+from medvitlib.jsonfile import csv_text
 from medvitlib.models.zoo import without_values
 from medvitlib.paths import runs_dir
 from medvitlib.search.space import naming, probes, suggest
@@ -165,7 +166,7 @@ def _told(run: Run, seed: int) -> dict[str, Any]:
         "epoch": int(kept["epoch"]),
         "values": {name: float(kept[name]) for name in METRICS},
         "seconds": float(metrics["seconds"].sum()),
-        "metrics": metrics.to_csv(index=False),
+        "metrics": csv_text(metrics),
         # as short as tells every float32 from its neighbours: rounded further, images that tie would be put in order
         "logits": [[float(str(logit)) for logit in row] for row in run.validation_logits],
     }

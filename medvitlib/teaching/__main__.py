@@ -15,7 +15,6 @@ from medvitlib.data import open_dataset, split
 from medvitlib.evaluate import evaluate
 from medvitlib.jsonfile import write_json
 from medvitlib.models.zoo import build, count_parameters
-from medvitlib.prepare import prepare
 from medvitlib.teaching import FOLDER
 from medvitlib.training.config import TrainConfig
 from medvitlib.training.fit import fit
@@ -41,8 +40,7 @@ def train(folder: Path) -> dict:
     parts = split(open_dataset("phantom/ct", image_size=MODEL["image_size"], **DATA), seed=SEED)
     model = build("transformer_classifier", 2, weights=None, seed=SEED, **MODEL)
     run = fit(model, parts, TRAIN, name="teaching", **hardware)
-    report = evaluate(run, parts.test, seed=SEED, **hardware)
-    prepare(run, parts, **hardware)
+    report = evaluate(run, parts, seed=SEED, **hardware)
     test = {
         name: {"value": round(report.metrics[name].value, 4), "interval": str(report.metrics[name])}
         for name in ("auroc", "accuracy", "recall", "specificity")

@@ -16,7 +16,6 @@ it takes its name when it is complete, so an interrupted run never replaces a fi
 makes a run of a name.
 """
 
-import csv
 import errno
 import os
 import shutil
@@ -33,7 +32,7 @@ from torch import nn
 
 from medvitlib.data import Dataset, Split
 from medvitlib.errors import DataError, MedvitError, TrainingError
-from medvitlib.jsonfile import write_json, write_text
+from medvitlib.jsonfile import csv_line, csv_text, write_json, write_text
 from medvitlib.models.saved import WORKING, load_model, model_folder, unreadable
 from medvitlib.paths import runs_dir
 from medvitlib.training.settings import describe, differences, write_settings
@@ -95,11 +94,10 @@ class UnfinishedRun:
         """Append one row to metrics.csv; its columns are those of the first."""
         path = self.folder / "metrics.csv"
         new = not path.exists()
-        with path.open("a", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(row))
+        with path.open("a", newline="", encoding="utf-8") as file:
             if new:
-                writer.writeheader()
-            writer.writerow(row)
+                file.write(csv_line(row))
+            file.write(csv_line(row.values()))
 
     def forget_after(self, epoch: int) -> None:
         """Drop the rows of metrics.csv whose epochs will be done again; `epoch` of them are kept."""
@@ -130,7 +128,7 @@ class UnfinishedRun:
         table = pd.DataFrame({"id": val.ids, "group": val.groups, "y_true": [classes[i] for i in val.labels]})
         for index, name in enumerate(classes):
             table[f"logit_{name}"] = logits[:, index]
-        table.to_csv(self.folder / "validation.csv", index=False)
+        write_text(self.folder / "validation.csv", csv_text(table))
 
         old = self.target.with_name(self.target.name + ".old")
         shutil.rmtree(old, ignore_errors=True)

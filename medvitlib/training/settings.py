@@ -36,7 +36,8 @@ def describe(name: str, model: nn.Module, parts: Split, settings: dict) -> dict:
 def write_settings(folder: Path, parts: Split, config: dict) -> None:
     """Write config.json, and quarantine.csv: which files were left out, and why."""
     quarantine = {(q.path, q.reason) for part in (parts.train, parts.val, parts.test) for q in part.quarantine}
-    pd.DataFrame(sorted(quarantine), columns=["path", "reason"]).to_csv(folder / "quarantine.csv", index=False)
+    table = pd.DataFrame(sorted(quarantine), columns=["path", "reason"])
+    jsonfile.write_text(folder / "quarantine.csv", jsonfile.csv_text(table))
     write_json(folder / "config.json", config)
 
 

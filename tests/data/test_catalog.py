@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from medvitlib.data import Dataset, open_dataset
-from medvitlib.errors import DataError
+from medvitlib.errors import DataError, printable
 
 
 @pytest.fixture
@@ -31,6 +31,22 @@ def test_everything_stays_aligned_when_files_are_left_out(folder, write_image):
         assert ds.classes[ds.labels[i]] == ident[0]
     with pytest.warns(UserWarning, match="2 of 60 files"):  # from the cache, just as loud
         assert open_dataset(folder, image_size=16).quarantine == ds.quarantine
+
+
+def test_names_with_control_characters_are_escaped_in_what_is_said_and_kept_in_what_is_stored(tmp_path, write_classes):
+    red, doubtful = "\x1b[31mred", "x\nmedvit: all is well.png"
+    folder = write_classes(tmp_path / "set", {red: 30, "b": 30})
+    (folder / "b" / doubtful).write_bytes(b"")
+    (folder / "empty\u202e").mkdir()
+    with pytest.warns(UserWarning, match="1 of 61 files") as caught:
+        ds = open_dataset(folder, image_size=16)
+    said = [str(caught[0].message), repr(ds), *ds.notes]
+    assert all(line.isprintable() for line in said) and r"x\nmedvit: all is well.png" in said[0]
+    assert r"30 \x1b[31mred" in repr(ds) and r"empty\u202e" in said[2]
+    assert red in ds.classes and ds.quarantine[0].path.endswith(doubtful)
+    with pytest.raises(DataError) as refusal:
+        open_dataset(folder, image_size=16, max_bad=0)
+    assert r"x\nmedvit" in str(refusal.value) and printable(refusal.value, keep="\n") == str(refusal.value)
 
 
 def test_a_file_that_is_left_out_needs_no_group(folder):

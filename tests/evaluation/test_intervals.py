@@ -34,7 +34,7 @@ def test_images_that_repeat_their_patient_are_worth_the_patients():
     size, method = effective_size(hits, groups)
     # 50 patients, one degree of freedom for the mean, and Student's quantile in place of the normal one
     assert size == pytest.approx(49 * (norm.ppf(0.975) / t.ppf(0.975, 49)) ** 2)
-    assert method == "Wilson, design effect 4.08"
+    assert method.startswith("Wilson, design effect ") and float(method.split()[-1]) == pytest.approx(4.08, abs=0.011)
 
 
 @pytest.mark.parametrize(("patients", "sizes"), [(5, [10]), (10, [1, 2, 8]), (30, [1, 2, 3, 4])])

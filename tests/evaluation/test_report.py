@@ -1,15 +1,22 @@
 """The report chooses on validation, scores the test set, says what is doubtful, and survives the disk."""
 
+import html
 import json
+import re
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 
-from medvitlib.errors import EvaluationError
+from medvitlib.errors import EvaluationError, printable
 from medvitlib.evaluation import (
+    Estimate,
     Predictions,
     Report,
+    Stored,
     apply_temperature,
     build_report,
     choose_threshold_by_min_recall,
@@ -244,3 +251,71 @@ def test_an_unknown_format_is_answered(tmp_path):
     (tmp_path / "report.json").write_text('{"format": 99}')
     with pytest.raises(EvaluationError, match="format 99"):
         Report.load(tmp_path)
+
+
+def shown(report):
+    """The report as text, and each table of its HTML as a list of rows of cells."""
+    tables = re.findall("<table>(.*?)</table>", report._repr_html_())
+    rows = [
+        [re.findall("<t[hd]>(.*?)</t[hd]>", row) for row in re.findall("<tr>(.*?)</tr>", table)] for table in tables
+    ]
+    return str(report), rows
+
+
+@given(
+    names=st.lists(st.text(st.characters(exclude_characters="."), min_size=1, max_size=200), min_size=3, max_size=40),
+    groups_known=st.booleans(),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=40, deadline=None)
+def test_a_report_of_many_classes_prints_whole_at_80_columns(names, groups_known, seed):
+    names = list(dict.fromkeys(names))
+    assume(len(names) > 2)
+    rng = np.random.default_rng(seed)
+    y, p = rng.integers(0, len(names), 30), rng.dirichlet(np.ones(len(names)), 30)
+    report = build_report(y, p, classes=names, groups=np.arange(30) // 2 if groups_known else None, n_boot=100)
+    text, (metrics, recalls) = shown(report)
+    assert max(map(len, text.splitlines())) <= 80 and "..." not in text
+    assert printable(text, keep="\n") == text
+    together = "".join(text.split())
+    for name, estimate in [*report.metrics.items(), *report.per_class.items()]:
+        for part in (*printable(name).split(), str(estimate)):
+            assert "".join(part.split()) in together, name
+    assert [row[0] for row in metrics[1:]] == list(report.metrics)
+    assert [row[0] for row in recalls[1:]] == [html.escape(printable(name)) for name in names]
+    assert {row[3] for row in recalls[1:]} <= ({"unknown"} if not groups_known else set(map(str, range(31))))
+
+
+def test_two_classes_have_every_operating_point_with_its_threshold(report):
+    text, (metrics, points) = shown(report)
+    assert max(map(len, text.splitlines())) <= 80 and text == repr(report)
+    assert points[0] == ["operating point", "0.5", "recall", "certified"]
+    assert points[1] == ["threshold", *(f"{value:.3g}" for value in report.thresholds.values())]
+    assert {row[0]: row[1:] for row in metrics[1:]}["auroc"] == [
+        str(report.metrics["auroc"]),
+        str(len(report.y_true)),
+        str(len(np.unique(report.groups))),
+    ]
+    for row in [*metrics, *points]:
+        assert all(cell in text for cell in row)
+
+
+def test_operating_points_that_do_not_fit_beside_each_other_continue_below():
+    wide = Estimate(-0.5, -0.75, -0.25, "", 10, None)
+    points = {name: {"threshold": 0.5, "mcc": wide} for name in ("0.5", "recall", "certified")}
+    one = reported(simulated("test", 60, 2))
+    text = str(replace(one, operating_points={k: {"patient_recall_and_more": wide} | v for k, v in points.items()}))
+    assert max(map(len, text.splitlines())) <= 80 and text.count("-0.500 [-0.750, -0.250]") == 6
+    assert text.count("operating point") == 2
+
+
+def test_a_report_keeps_why_a_threshold_does_not_exist(tmp_path):
+    few, test = simulated("val", 20, 3), simulated("test", 60, 2)
+    report = reported(test, few)
+    reason = report.refused["certified"]
+    assert "positive patients; at least" in reason and "certified" not in report.thresholds
+    assert f"No certified threshold: {reason}" in report.notes
+    assert Report.load(report.save(tmp_path, figures=False)).refused == report.refused
+    stored = Stored(report.temperature, report.thresholds, report.refused)
+    later = build_report(test.y_true, test.probabilities, **TWO, groups=test.groups, stored=stored)
+    assert later.refused == report.refused and f"No certified threshold: {reason}" in later.sentences()

@@ -84,7 +84,9 @@ def _parser() -> argparse.ArgumentParser:
     answer.add_argument("images", metavar="IMAGE", nargs="+", help="files, folders, DICOM files, https:// addresses")
     answer.add_argument("--out", metavar="CSV", help="write a row an image there instead of printing a line each")
     answer.add_argument("--maps", metavar="DIR", help="write each image with its heat map (Grad-CAM) there")
-    answer.add_argument("--threshold", default="recall", help="recall, certified, 0.5 or a number (two classes)")
+    answer.add_argument(
+        "--threshold", default="recall", help="recall, published, certified, 0.5 or a number (two classes)"
+    )
     answer.add_argument("--batch-size", type=int, default=32, metavar="N", help="images at a time (default: 32)")
     answer.add_argument("--allow-private", action="store_true", help="fetch from this machine's network, too")
     answer.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the best there is)")

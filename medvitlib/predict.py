@@ -94,7 +94,7 @@ class Predictor:
     Args:
         folder: a run's or its name, one with its model.safetensors and model.json, or "teaching": the committed model;
             or an .onnx file of `export`, which ONNX Runtime answers with on the CPU.
-        threshold: the name of a stored one ("0.5", "recall", "certified"), or a number from 0 to 1; two classes only.
+        threshold: for two classes only: "0.5", "recall", "published" or "certified" as stored, or a number from 0 to 1.
         device, precision: as `fit` takes them.
 
     Attributes:
@@ -211,7 +211,7 @@ class Predictor:
         stored = info.get("thresholds", {})
         if asked in stored:
             return float(stored[asked])
-        if asked in ("recall", "certified"):
+        if asked in ("recall", "published", "certified"):
             reason = info.get("no_threshold", {}).get(asked, "no reason is stored; evaluate(run, parts) stores it.")
             if not stored:
                 reason = "the model was not evaluated. Call evaluate(run, parts), which chooses it."

@@ -57,6 +57,7 @@ def _operating_points(report: "Report") -> list[str]:
         at = {
             "0.5": "At 0.5",
             "recall": f"At the threshold chosen on validation for {percent(target)} recall ({threshold:.3g})",
+            "published": f"At the threshold of the published rule, highest precision at that recall ({threshold:.3g})",
             "certified": f"At the certified threshold ({threshold:.3g})",
         }[name]
         sentence = (
@@ -64,6 +65,8 @@ def _operating_points(report: "Report") -> list[str]:
             f"{point['specificity']}; missed: {point['fn']} of {point['fn'] + point['tp']} {report.positive} images, "
             f"called so wrongly: {point['fp']} of {point['fp'] + point['tn']} others."
         )
+        if name == "recall" and threshold == 0.5 and name in report.choices:
+            sentence += f" {report.choices[name].sentence}"
         if name == "recall":
             sentence += f" The recall is {_against(point['recall'], target)}."
         if name == "certified":

@@ -14,6 +14,7 @@ from medvitlib.evaluation.thresholds import (
     NotCertifiable,
     ThresholdChoice,
     choose_certified_threshold,
+    choose_recall_threshold,
     choose_threshold_by_min_recall,
     summarize_at_threshold,
 )
@@ -27,7 +28,7 @@ class Stored:
 
     Attributes:
         temperature: 1 leaves the probabilities as they are.
-        thresholds: of calibrated probabilities, "recall" and "certified", as far as they exist; two classes only.
+        thresholds: of calibrated probabilities, where they exist: "recall", "published", "certified"; two classes only.
         refused: for a threshold that does not exist, the reason.
     """
 
@@ -160,7 +161,10 @@ def _choose(
 ) -> tuple[dict[str, ThresholdChoice], dict[str, str]]:
     """The thresholds that exist, and for each that does not, the reason."""
     y, p = data.is_positive, data.p_positive
-    choices = {"recall": choose_threshold_by_min_recall(y, p, target_recall, groups)}
+    choices = {
+        "recall": choose_recall_threshold(y, p, target_recall, groups),
+        "published": choose_threshold_by_min_recall(y, p, target_recall, groups),
+    }
     if target_recall == 1:
         return choices, {"certified": "a recall of 100 % cannot be guaranteed by any number of patients."}
     try:

@@ -43,7 +43,8 @@ class Report:
         metrics: every metric; for two classes decided at 0.5.
         per_class: recall of each class, decided as `metrics`.
         calibration: "before" and "after" scaling: brier, nll, ece.
-        choices: "recall" and "certified", as far as they exist.
+        choices: "recall" (`choose_recall_threshold`), "published" (`choose_threshold_by_min_recall`) and "certified"
+            (`choose_certified_threshold`), as far as they exist.
         operating_points: at "0.5" and at each choice, as `summarize_at_threshold` gives it; two classes only.
         notes: what could not be done and why.
         settings: target_recall, confidence, candidates, n_boot, seed, validation_images.
@@ -111,6 +112,7 @@ class Report:
         names = {
             "0.5": "default",
             "recall": f"{percent(self.settings['target_recall'])} recall",
+            "published": "published rule",
             "certified": "certified",
         }
         marks = {names[name]: threshold for name, threshold in self.thresholds.items()}
@@ -126,6 +128,8 @@ class Report:
             return found
         positive = self.classes.index(self.positive)
         for name, threshold in self.thresholds.items():
+            if name == "published":  # its counts are in the table; the matrix would be drawn for comparison only
+                continue
             called = np.where(self.probabilities[:, positive] >= threshold, positive, 1 - positive)
             title = f"Confusion at threshold {threshold:.3g} ({names[name]})"
             found[f"confusion_{name}"] = plots.plot_confusion(self.y_true, called, classes=self.classes, title=title)

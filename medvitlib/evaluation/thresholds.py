@@ -47,13 +47,42 @@ class ThresholdChoice:
         return asdict(self)
 
 
+def choose_recall_threshold(
+    y_true: np.ndarray, p: np.ndarray, min_recall: float, groups: np.ndarray | None = None
+) -> ThresholdChoice:
+    """Choose a threshold for recall: that of `choose_threshold_by_min_recall`, made safe for few images.
+
+    Where the scores of the classes are far apart, the published rule picks the lowest score of a positive image, which
+    new positive images often fall short of. Here the threshold is the middle of the gap between that score and the
+    next lower one, which decides every given image alike, and never more than 0.5: recall on any images is then at
+    least what it is at 0.5.
+
+    Args and raises: as `choose_threshold_by_min_recall`.
+    """
+    published = choose_threshold_by_min_recall(y_true, p, min_recall, groups)
+    y, scores, _ = _with_positives(y_true, p, groups)
+    below = scores[scores < published.threshold].max(initial=0.0)
+    middle = (published.threshold + below) / 2
+    threshold = min(middle, 0.5)
+    found = f"{percent(min_recall)} recall on {_counted(y, published.n_patients)}"
+    if threshold < middle:
+        sentence = (
+            f"The threshold stays at 0.5. One of {published.threshold:.3g} would reach {found} too, but no threshold "
+            "above 0.5 is chosen for recall: on new images it can only lower it."
+        )
+    else:
+        sentence = f"The threshold {threshold:.3g} reaches {found}; it guarantees nothing about new images."
+    return _choice(y, scores, threshold, published.n_patients, None, sentence)
+
+
 def choose_threshold_by_min_recall(
     y_true: np.ndarray, p: np.ndarray, min_recall: float, groups: np.ndarray | None = None
 ) -> ThresholdChoice:
-    """The observed score with the highest precision among those whose recall reaches `min_recall`.
+    """Choose the observed score with the highest precision among those whose recall reaches `min_recall`.
 
-    Equal precision goes to the higher threshold. On new images recall will be lower about as often as
-    higher; `choose_certified_threshold` leaves room for that.
+    The rule of published recall-first work. Equal precision goes to the higher threshold. On new images recall is
+    lower about as often as higher, and on few images much lower: see `choose_recall_threshold`, which reports use, and
+    `choose_certified_threshold`.
 
     Args:
         y_true: (N,) bool or 0/1, 1 where the image is positive.

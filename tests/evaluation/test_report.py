@@ -19,6 +19,7 @@ from medvitlib.evaluation import (
     Stored,
     apply_temperature,
     build_report,
+    choose_recall_threshold,
     choose_threshold_by_min_recall,
     fit_temperature,
     log_probabilities,
@@ -58,10 +59,11 @@ def test_temperature_and_threshold_come_from_validation_alone(validation):
     one, other = (reported(simulated("test", 60, seed, shift=2.0), validation) for seed in (3, 4))
     expected = fit_temperature(validation.y_true, log_probabilities(validation.probabilities))
     calibrated = apply_temperature(log_probabilities(validation.probabilities), expected)[:, 1]
-    choice = choose_threshold_by_min_recall(validation.y_true, calibrated, 0.95)
+    arguments = validation.y_true, calibrated, 0.95
     for report in (one, other):
         assert report.temperature == expected > 1.3
-        assert report.thresholds["recall"] == choice.threshold
+        assert report.thresholds["recall"] == choose_recall_threshold(*arguments).threshold
+        assert report.thresholds["published"] == choose_threshold_by_min_recall(*arguments).threshold
     assert one.thresholds == other.thresholds
 
 
@@ -88,11 +90,22 @@ def test_calibration_that_does_harm_on_other_images_is_said(report):
 
 def test_the_operating_points_differ_as_they_should(report):
     points = report.operating_points
-    assert list(points) == ["0.5", "recall", "certified"]
+    assert list(points) == ["0.5", "recall", "published", "certified"]
     assert points["certified"]["threshold"] < points["recall"]["threshold"] < 0.5
     assert points["certified"]["recall"].value >= points["recall"]["recall"].value > points["0.5"]["recall"].value
     n = sum(points["recall"][name] for name in ("tp", "fp", "fn", "tn"))
     assert n == len(report.y_true)
+
+
+def test_a_recall_threshold_that_stays_at_one_half_says_why():
+    apart = {
+        "y_true": np.repeat([0, 1], 30),
+        "probabilities": np.repeat([0.3, 0.97], 30),
+        "groups": np.arange(60).astype(str),
+    }
+    report = reported(simulated("test", 60, 0), Predictions(**apart))
+    assert report.thresholds["recall"] == 0.5 < report.thresholds["published"]
+    assert any("The threshold stays at 0.5. One of 0.97 would reach" in sentence for sentence in report.sentences())
 
 
 def test_too_few_positive_patients_are_a_sentence_not_a_threshold():
@@ -211,7 +224,7 @@ def test_the_folder_holds_what_the_design_says_and_nothing_half_written(report, 
     n = len(report.y_true)
     report.save(tmp_path, ids=[f"img{i}.png" for i in range(n)], splits=["test"] * n)
     names = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
-    confusion = {f"plots/confusion_{name}.png" for name in report.thresholds}
+    confusion = {f"plots/confusion_{name}.png" for name in ("0.5", "recall", "certified")}
     curves = {f"plots/{name}.png" for name in ("roc", "pr", "reliability", "threshold")}
     assert names == {"report.json", "predictions.csv"} | curves | confusion
     table = pd.read_csv(tmp_path / "predictions.csv")
@@ -289,7 +302,7 @@ def test_a_report_of_many_classes_prints_whole_at_80_columns(names, groups_known
 def test_two_classes_have_every_operating_point_with_its_threshold(report):
     text, (metrics, points) = shown(report)
     assert max(map(len, text.splitlines())) <= 80 and text == repr(report)
-    assert points[0] == ["operating point", "0.5", "recall", "certified"]
+    assert points[0] == ["operating point", "0.5", "recall", "published", "certified"]
     assert points[1] == ["threshold", *(f"{value:.3g}" for value in report.thresholds.values())]
     assert {row[0]: row[1:] for row in metrics[1:]}["auroc"] == [
         str(report.metrics["auroc"]),

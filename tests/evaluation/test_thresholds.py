@@ -10,6 +10,7 @@ from medvitlib.errors import EvaluationError
 from medvitlib.evaluation import (
     NotCertifiable,
     choose_certified_threshold,
+    choose_recall_threshold,
     choose_threshold_by_min_recall,
     patients_needed,
     summarize_at_threshold,
@@ -30,6 +31,58 @@ def test_the_choice_is_the_best_by_exhaustive_search(seed, n, levels, min_recall
             best = (t, precision, recall)
     choice = choose_threshold_by_min_recall(y, p, min_recall)
     assert (choice.threshold, choice.precision, choice.recall) == best
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 10**6), st.integers(2, 40), st.integers(2, 12), st.sampled_from([0.3, 0.8, 0.95, 1.0]))
+def test_the_recall_threshold_decides_as_the_published_rule_or_as_0_5(seed, n, levels, min_recall):
+    rng = np.random.default_rng(seed)
+    y, p = np.r_[1, rng.integers(2, size=n - 1)], rng.integers(levels, size=n) / levels
+    published = choose_threshold_by_min_recall(y, p, min_recall)
+    choice = choose_recall_threshold(y, p, min_recall)
+    assert choice.threshold <= min(0.5, published.threshold) and choice.recall >= published.recall >= min_recall
+    if choice.threshold < 0.5:
+        np.testing.assert_array_equal(p >= choice.threshold, p >= published.threshold)
+
+
+def test_between_classes_far_apart_the_recall_threshold_is_the_middle_of_the_gap():
+    choice = choose_recall_threshold([0, 0, 1, 1], [0.02, 0.1, 0.6, 0.7], 0.95)
+    assert choice.threshold == pytest.approx(0.35) and "guarantees nothing" in choice.sentence
+
+
+def test_no_recall_threshold_is_above_one_half_and_its_sentence_names_the_published_one():
+    choice = choose_recall_threshold([0, 0, 1, 1], [0.02, 0.9, 0.95, 0.97], 0.95)
+    assert choice.threshold == 0.5 and "One of 0.95 would reach" in choice.sentence
+
+
+@pytest.mark.parametrize("patients", [20, 50, 200])
+@pytest.mark.parametrize("separation", [0.5, 2.0, 6.0, 12.0])
+def test_on_new_patients_recall_at_the_recall_threshold_is_not_stochastically_lower_than_at_one_half(
+    patients, separation
+):
+    def draw(n, rng):
+        ill = rng.integers(2, size=n)
+        ill[:2] = 0, 1
+        group = np.repeat(np.arange(n), rng.integers(1, 5, size=n))
+        logit = separation * (ill - 0.5) + rng.normal(size=n)  # of the patient; images scatter around it
+        score = 1 / (1 + np.exp(-logit[group] - rng.normal(size=len(group))))
+        return ill[group], score, group
+
+    recalls = {"0.5": [], "recall": [], "published": []}
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        validation, (y, p, _) = draw(patients, rng), draw(500, rng)
+        thresholds = {
+            "0.5": 0.5,
+            "recall": choose_recall_threshold(*validation[:2], 0.95, validation[2]).threshold,
+            "published": choose_threshold_by_min_recall(*validation[:2], 0.95, validation[2]).threshold,
+        }
+        for name, threshold in thresholds.items():
+            recalls[name].append((p[y == 1] >= threshold).mean())
+    ordered = {name: np.sort(values) for name, values in recalls.items()}
+    assert (ordered["recall"] >= ordered["0.5"]).all()
+    if separation == 12.0:  # the fault of the published rule that this one mends
+        assert (ordered["published"] < ordered["0.5"]).mean() > 0.9
 
 
 def test_a_recall_that_is_met_exactly_counts():

@@ -99,12 +99,13 @@ def _calibration(report: "Report") -> list[str]:
         return []
     chosen = f"chosen on {images} validation images" if images else "as stored"
     before, after = report.calibration["before"], report.calibration["after"]
-    worse = " It made the test NLL worse: these images are unlike the validation ones."
+    change = report.calibration["change"]["nll"]
+    worse = f" Scaling made the test NLL worse, by {change}: the test images differ from the validation images in this."
     refers = " Thresholds refer to the calibrated probabilities." if report.positive is not None else ""
     return [
         f"Logits were divided by a temperature of {report.temperature:.3g}, {chosen}: NLL {before['nll'].value:.3f} "
         f"to {after['nll']}, ECE (15 bins) {before['ece'].value:.3f} to {after['ece']}."
-        f"{worse if after['nll'].value > before['nll'].value else ''}{refers}"
+        f"{worse if change.low > 0 else ''}{refers}"
     ]
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from medvitlib.errors import EvaluationError
 from medvitlib.evaluation.calibration import BOUNDS, apply_temperature, fit_temperature, log_probabilities
 from medvitlib.evaluation.inputs import Checked, Predictions, check, check_share, group_names
+from medvitlib.evaluation.intervals import Estimate, bootstrap, percentiles
 from medvitlib.evaluation.result import Report
 from medvitlib.evaluation.scoring import decide, recall_per_class, score
 from medvitlib.evaluation.thresholds import (
@@ -114,6 +115,7 @@ def build_report(
         calibration={
             "before": {name: before[name] for name in CALIBRATION},
             "after": {name: metrics[name] for name in CALIBRATION},
+            "change": {"nll": _change_of_nll(test, calibrated, metrics["nll"], common)},
         },
         choices=choices,
         operating_points=points,
@@ -154,6 +156,15 @@ def _temperature(held_out: Checked) -> tuple[float, list[str]]:
 
 def _calibrate(data: Checked, temperature: float) -> Checked:
     return replace(data, p=apply_temperature(log_probabilities(data.p), temperature))
+
+
+def _change_of_nll(before: Checked, after: Checked, like: Estimate, common: dict) -> Estimate:
+    """NLL after scaling minus that before, the same patients drawn for both."""
+    rows = np.arange(len(before.y))
+    change = log_probabilities(before.p)[rows, before.y] - log_probabilities(after.p)[rows, after.y]
+    drawn = bootstrap(lambda w: {"nll": w @ change / w.sum(axis=1)}, before.groups, common["n_boot"], common["seed"])
+    low, high, _ = percentiles(drawn["nll"], common["confidence"])
+    return replace(like, value=float(change.mean()), low=low, high=high)
 
 
 def _choose(

@@ -42,7 +42,7 @@ class Report:
         temperature: fitted on validation; 1 where there was none.
         metrics: every metric; for two classes decided at 0.5.
         per_class: recall of each class, decided as `metrics`.
-        calibration: "before" and "after" scaling: brier, nll, ece.
+        calibration: "before" and "after" scaling: brier, nll, ece; "change": nll after minus before, with its interval.
         choices: "recall" (`choose_recall_threshold`), "published" (`choose_threshold_by_min_recall`) and "certified"
             (`choose_certified_threshold`), as far as they exist.
         operating_points: at "0.5" and at each choice, as `summarize_at_threshold` gives it; two classes only.

@@ -85,7 +85,22 @@ def test_calibration_that_does_harm_on_other_images_is_said(report):
     sharp = simulated("val", 200, 1)
     said = sharp.y_true ^ (np.arange(len(sharp.y_true)) % 150 == 0)  # three are wrong
     sharp = Predictions(sharp.y_true, np.eye(2)[said] * 0.8 + 0.1, sharp.groups)  # asks for a small temperature
-    assert any("unlike the validation ones" in s for s in reported(simulated("test", 150, 2), sharp).sentences())
+    harmed = reported(simulated("test", 150, 2), sharp)
+    assert harmed.calibration["change"]["nll"].low > 0
+    assert any("Scaling made the test NLL worse, by 0." in s for s in harmed.sentences())
+
+
+def test_calibration_whose_harm_may_be_chance_is_not_called_worse():
+    """NLL 0.642 to 0.670 [0.550, 0.800] on 40 patients says nothing about the test images."""
+    seen = False
+    for seed in range(20):
+        report = reported(simulated("test", 20, 100 + seed), simulated("val", 60, seed))
+        change = report.calibration["change"]["nll"]
+        before, after = (report.calibration[when]["nll"].value for when in ("before", "after"))
+        assert change.value == pytest.approx(after - before)
+        assert ("worse" in " ".join(report.sentences())) == (change.low > 0)
+        seen |= change.value > 0 >= change.low
+    assert seen, "no draw in which the loss rose by no more than chance"
 
 
 def test_the_operating_points_differ_as_they_should(report):

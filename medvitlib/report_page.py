@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 PICTURES = {
     "confusion": "Confusion, decided by the largest probability",
-    "confusion_0.5": "Confusion at a threshold of 0.5",
     "confusion_recall": "Confusion at the threshold chosen on validation for its recall",
     "roc": "ROC",
     "reliability": "Calibration",

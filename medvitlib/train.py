@@ -3,7 +3,7 @@
     name: cxr-vit                   # of the run folder
     data:
       name: phantom/cxr             # what `open_dataset` takes: a folder, a manifest, an .npz, or a set's name
-      image_size: 64                # optional, as are positive, groups and
+      image_size: 64                # optional, as are positive, groups, max_bad and
       rendered: {n_patients: 100}   # the options of a rendered set
     split: {val: 0.2, test: 0.2, seed: 0, by: groups}
     model:
@@ -41,7 +41,7 @@ from medvitlib.training.fit import fit
 from medvitlib.training.run import Run, check_name
 
 KEYS = {
-    "data": {"name": str, "image_size": object, "positive": str, "groups": str, "rendered": dict},
+    "data": {"name": str, "image_size": object, "positive": str, "groups": str, "max_bad": float, "rendered": dict},
     "split": {"val": float, "test": float, "seed": int, "by": str},
     "model": {"name": str, "weights": str, "pool": str, "options": dict, "adapter": dict},
     "train": None,  # TrainConfig knows its own

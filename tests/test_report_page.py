@@ -129,7 +129,7 @@ def test_every_run_has_a_section_with_its_figures_pictures_and_settings(page, wr
     assert "strengths" in text and "random initialisation" in text
     captions = [image["alt"] for image in page.all("img")]
     for run in ("first", "second"):  # the second's were not drawn by `evaluate`
-        for words in ("Confusion at a threshold of 0.5", "ROC", "Calibration"):
+        for words in ("Confusion, decided by the largest probability", "ROC", "Calibration"):
             assert f"{words}: {run}" in captions
 
 

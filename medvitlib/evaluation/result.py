@@ -103,7 +103,8 @@ class Report:
         return pd.DataFrame.from_dict(rows, orient="index").rename_axis("operating point")
 
     def figures(self) -> "dict[str, Figure]":
-        """The plots by name: reliability and confusion, and the curves if images of two classes were scored."""
+        """The plots by name: reliability, confusion (of two classes at 0.5, and `confusion_recall` and `_certified` at
+        those thresholds), and the curves if images of several classes were scored."""
         from medvitlib import plots
 
         arrays = (self.y_true, self.probabilities)
@@ -132,7 +133,8 @@ class Report:
                 continue
             called = np.where(self.probabilities[:, positive] >= threshold, positive, 1 - positive)
             title = f"Confusion at threshold {threshold:.3g} ({names[name]})"
-            found[f"confusion_{name}"] = plots.plot_confusion(self.y_true, called, classes=self.classes, title=title)
+            key = "confusion" if name == "0.5" else f"confusion_{name}"
+            found[key] = plots.plot_confusion(self.y_true, called, classes=self.classes, title=title)
         return found
 
     def to_dict(self) -> dict:

@@ -239,7 +239,7 @@ def test_the_folder_holds_what_the_design_says_and_nothing_half_written(report, 
     n = len(report.y_true)
     report.save(tmp_path, ids=[f"img{i}.png" for i in range(n)], splits=["test"] * n)
     names = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
-    confusion = {f"plots/confusion_{name}.png" for name in ("0.5", "recall", "certified")}
+    confusion = {f"plots/confusion{name}.png" for name in ("", "_recall", "_certified")}
     curves = {f"plots/{name}.png" for name in ("roc", "pr", "reliability", "threshold")}
     assert names == {"report.json", "predictions.csv"} | curves | confusion
     table = pd.read_csv(tmp_path / "predictions.csv")

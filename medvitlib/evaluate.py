@@ -1,20 +1,18 @@
 """From a run to its report: choices on its validation predictions, figures on data it has not seen."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 
 from medvitlib.data import Dataset
 from medvitlib.errors import EvaluationError
 from medvitlib.evaluation.report import Predictions, Report, Stored, build_report
-from medvitlib.jsonfile import write_json
+from medvitlib.models.model_json import update_info
 from medvitlib.models.saved import load_model, model_folder
 from medvitlib.training.features import forward
-from medvitlib.training.run import Run
+from medvitlib.training.run import Run, read_validation
 
 
 def evaluate(
@@ -69,9 +67,8 @@ def evaluate(
         seed=seed,
     )
     report.save(run.folder, ids=dataset.ids, splits=dataset.splits, figures=figures)
-    path = run.folder / "model.json"
     chosen = {"temperature": report.temperature, "thresholds": report.thresholds, "target_recall": target_recall}
-    write_json(path, {**json.loads(path.read_text()), **chosen})
+    update_info(run.folder, **chosen)
     return report
 
 
@@ -120,7 +117,7 @@ def evaluate_saved(
         n_boot=n_boot,
         seed=seed,
     )
-    report.notes.extend(_seen_before(folder, dataset))
+    report.notes.extend(_seen_before(folder, info["classes"], dataset))
     if out is not None:
         try:
             report.save(out, ids=dataset.ids, splits=dataset.splits)
@@ -143,13 +140,11 @@ def _as_trained(dataset: Dataset, info: dict, folder: str | Path) -> Dataset:
     return replace(dataset, positive=info["positive"])
 
 
-def _seen_before(folder: Path, dataset: Dataset) -> list[str]:
+def _seen_before(folder: Path, classes: list[str], dataset: Dataset) -> list[str]:
     """A warning, where the folder remembers validation images of the same names as these."""
-    path = folder / "validation.csv"
-    if not path.is_file():
+    if not (folder / "validation.csv").is_file():
         return []
-    ids = pd.read_csv(path, usecols=["id"], dtype=str, keep_default_na=False)["id"]
-    shared = len(set(ids) & set(dataset.ids))
+    shared = len(set(read_validation(folder, classes)["id"]) & set(dataset.ids))
     if not shared:
         return []
     return [

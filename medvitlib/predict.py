@@ -4,8 +4,8 @@
     for answer in predictor.predict("new_images/"):
         print(answer.name, answer.label, answer.sentence())
 
-A run's model.safetensors and model.json are all that is read; no code comes with them. Images pass one batch at a time,
-so memory is the same for ten and for a hundred thousand.
+A run's model.safetensors and model.json are read, and the pretrained weights that they refer to; no code comes with
+them. Images pass one batch at a time, so memory is the same for ten and for a hundred thousand.
 """
 
 import csv
@@ -113,7 +113,7 @@ class Predictor:
             self.model.to(self.device).eval()
             head_of(self.model).register_forward_pre_hook(self._see)
         self.classes, self.positive = list(info["classes"]), info["positive"]
-        self.temperature = float(info.get("temperature", 1.0))
+        self.temperature = info.get("temperature", 1.0)
         self.threshold = self._threshold(info.get("thresholds", {}), threshold)
         more = info.get("prediction") or {}
         self.sets = Conformal(**more["sets"]) if more.get("sets") else None
@@ -181,7 +181,7 @@ class Predictor:
         if self.positive is None:
             return float("nan")
         if isinstance(asked, str) and asked in stored:
-            return float(stored[asked])
+            return stored[asked]
         try:
             value = float(asked)
         except ValueError:

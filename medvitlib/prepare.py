@@ -8,8 +8,6 @@ Calibrated probabilities, sets of classes and a warning for images unlike all th
 that a single image does not bring. After this the two files model.safetensors and model.json are enough.
 """
 
-import json
-
 import numpy as np
 import torch
 
@@ -17,7 +15,7 @@ from medvitlib.data import Split
 from medvitlib.errors import MedvitError
 from medvitlib.evaluation.calibration import apply_temperature
 from medvitlib.evaluation.conformal import NotCalibrated, conformal
-from medvitlib.jsonfile import write_json
+from medvitlib.models.model_json import read_info, update_info
 from medvitlib.outliers import familiar
 from medvitlib.training.features import extract_features
 from medvitlib.training.run import Run
@@ -46,8 +44,7 @@ def prepare(
     Raises:
         MedvitError: a run that was not evaluated, or that was trained on other classes or other images.
     """
-    path = run.folder / "model.json"
-    info = json.loads(path.read_text())
+    info = read_info(run.folder)
     if "temperature" not in info:
         raise MedvitError(
             f"{run.folder} has no temperature and no thresholds yet: call evaluate(run, parts.test) first."
@@ -83,5 +80,5 @@ def prepare(
         alarms=alarms,
     )
     found = {"sets": sets.to_dict() if sets else None, "refused": refused, "familiar": usual.to_dict()}
-    write_json(path, {**info, "prediction": found})
+    update_info(run.folder, prediction=found)
     return found

@@ -164,16 +164,13 @@ def positive(classes: int) -> str | None:
 
 def saved(size: int, classes: int, folder: Path) -> Path:
     """A model that has learned nothing, as a run's folder has it."""
-    from safetensors.torch import save_file
-
+    from medvitlib.models.saved import save_model
     from medvitlib.models.zoo import build
 
     model = build("transformer_classifier", classes, weights=None, image_size=size, patch_size=16)
-    save_file(model.state_dict(), folder / "model.safetensors")
-    about = {"architecture": model.architecture, "preprocessing": vars(model.preprocessing)}
-    about |= {"classes": [f"class{k:03d}" for k in range(classes)], "positive": positive(classes)}
-    about |= {"thresholds": {"recall": 0.5}}
-    (folder / "model.json").write_text(json.dumps(about))
+    names = [f"class{k:03d}" for k in range(classes)]
+    about = {"classes": names, "positive": positive(classes), "thresholds": {"recall": 0.5}}
+    save_model(model, folder, about)
     return folder
 
 

@@ -53,6 +53,10 @@ def _parser() -> argparse.ArgumentParser:
         return command
 
     add(top, "doctor", commands.doctor, "check this machine: packages, devices, data, weights, disk")
+    tidy = add(top, "clean", commands.clean, "remove caches and interrupted runs, after showing them; no finished run")
+    tidy.add_argument("--weights", action="store_true", help="the fetched pretrained weights, too")
+    tidy.add_argument("--yes", action="store_true", help="do not ask")
+    tidy.add_argument("--dry-run", action="store_true", help="show them, and remove nothing")
     add(top, "data", commands.data, "list the data roots and every known set: here or not, licence, citation, source")
     get = add(top, "fetch", commands.fetch, "download a known set, unless it is on disk")
     get.add_argument("name", metavar="NAME", help="as `medvit data` lists it")
@@ -90,13 +94,14 @@ def _parser() -> argparse.ArgumentParser:
     answer.add_argument("--batch-size", type=int, default=32, metavar="N", help="images at a time (default: 32)")
     answer.add_argument("--allow-private", action="store_true", help="fetch from this machine's network, too")
     answer.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the best there is)")
-    out = add(top, "export", commands.export, "write a trained model as ONNX, checked against PyTorch")
+    out = add(top, "export", commands.export, "write a trained model as ONNX, or as a copy that needs no other file")
     out.add_argument("model", metavar="MODEL", help="a run's folder or name, or a folder with its two model files")
     out.add_argument("--out", metavar="FILE.onnx", help="default: model.onnx, or model-int8.onnx, in the run's folder")
     out.add_argument("--int8", action="store_true", help="weights in bytes: a quarter of the size, and faster")
     out.add_argument("--calibrate", metavar="PATH", help="with --int8: images like those to come, to fix ranges on")
     out.add_argument("--check", metavar="PATH", help="images to compare on, of which 32 (default: 8 rendered ones)")
     out.add_argument("--force", action="store_true", help="replace FILE.onnx where it exists")
+    out.add_argument("--full", metavar="FOLDER", help="instead: copy the run there, pretrained weights and all")
     page = add(
         top, "report", commands.report, "one page on finished runs, to print or send: table, comparisons, pictures"
     )

@@ -20,6 +20,30 @@ def doctor(options: argparse.Namespace) -> int:
     return 1 if any(row.status == "fail" for row in rows) else 0
 
 
+def clean(options: argparse.Namespace) -> int:
+    from medvitlib.paths import removable, remove
+
+    found = removable(weights=options.weights)
+    for one in found:
+        print(f"{one.size / 1e6:10,.1f} MB  {one.kind}: {one.path}")
+    if options.dry_run or not found:
+        print("Nothing was removed." if found else "There is nothing to remove.")
+        return 0
+    if not options.yes:
+        if not sys.stdin.isatty():
+            print("Nothing was removed: there is no terminal to ask at. Pass --yes to remove all of these.")
+            return 1
+        if input("Remove all of these? What is needed again is made again. [y/N] ").strip().lower() not in ("y", "yes"):
+            print("Nothing was removed.")
+            return 0
+    for one in found:
+        if why := remove(one):
+            print(f"left: {one.path}: {why}")
+    freed = sum(one.size for one in found) - sum(one.size for one in removable(weights=options.weights))
+    print(f"{freed / 1e6:,.1f} MB removed.")
+    return 0
+
+
 def data(options: argparse.Namespace) -> int:
     from medvitlib.data.sources.listing import WIDTH, render, rows
     from medvitlib.doctor import check_data
@@ -112,6 +136,13 @@ def predict(options: argparse.Namespace) -> int:
 
 
 def export(options: argparse.Namespace) -> int:
+    if options.full:
+        if options.out or options.int8 or options.calibrate or options.check or options.force:
+            raise MedvitError("--full copies a run as it is: the other options are for ONNX. Leave them out.")
+        from medvitlib.models.saved import save_whole
+
+        print(save_whole(options.model, options.full))
+        return 0
     from medvitlib.export import export
 
     chosen = {"int8": options.int8, "calibration": options.calibrate, "check": options.check, "force": options.force}

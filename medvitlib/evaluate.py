@@ -7,12 +7,10 @@ Afterwards model.safetensors and model.json are enough to predict: temperature, 
 limit beyond which an image is unlike the training images are stored in model.json.
 """
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 
 from medvitlib.data import Dataset, Split
@@ -21,11 +19,11 @@ from medvitlib.evaluation.calibration import apply_temperature
 from medvitlib.evaluation.conformal import NotCalibrated, conformal
 from medvitlib.evaluation.inputs import check_share
 from medvitlib.evaluation.report import Predictions, Report, Stored, build_report
-from medvitlib.jsonfile import write_json
+from medvitlib.models.model_json import update_info
 from medvitlib.models.saved import load_model, model_folder
 from medvitlib.outliers import familiar
 from medvitlib.training.features import extract_features, forward
-from medvitlib.training.run import Run
+from medvitlib.training.run import Run, read_validation
 
 
 def evaluate(
@@ -110,9 +108,8 @@ def evaluate(
             report.notes.append(f"No sets of classes for prediction: {found['prediction']['refused'][-1]}")
         if not found["prediction"]["familiar"]:
             report.notes.append(f"Prediction cannot recognise unusual images: {found['prediction']['unchecked']}")
-    path = run.folder / "model.json"
-    write_json(path, {**json.loads(path.read_text()), **found})
     report.save(run.folder, ids=dataset.ids, splits=dataset.splits, figures=figures)
+    update_info(run.folder, **found)
     return report
 
 
@@ -184,7 +181,7 @@ def evaluate_saved(
         n_boot=n_boot,
         seed=seed,
     )
-    report.notes.extend(_seen_before(folder, dataset))
+    report.notes.extend(_seen_before(folder, info["classes"], dataset))
     if out is not None:
         try:
             report.save(out, ids=dataset.ids, splits=dataset.splits)
@@ -207,13 +204,11 @@ def _as_trained(dataset: Dataset, info: dict, folder: str | Path) -> Dataset:
     return replace(dataset, positive=info["positive"])
 
 
-def _seen_before(folder: Path, dataset: Dataset) -> list[str]:
+def _seen_before(folder: Path, classes: list[str], dataset: Dataset) -> list[str]:
     """A warning, where the folder remembers validation images of the same names as these."""
-    path = folder / "validation.csv"
-    if not path.is_file():
+    if not (folder / "validation.csv").is_file():
         return []
-    ids = pd.read_csv(path, usecols=["id"], dtype=str, keep_default_na=False)["id"]
-    shared = len(set(ids) & set(dataset.ids))
+    shared = len(set(read_validation(folder, classes)["id"]) & set(dataset.ids))
     if not shared:
         return []
     return [

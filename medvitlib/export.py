@@ -144,7 +144,7 @@ def export(
         probabilities=float(np.abs(found.probabilities - probabilities).max()),
         agreement=float((decisions(found.probabilities, info) == decisions(probabilities, info)).mean()),
         megabytes=out.stat().st_size / 1e6,
-        before=(folder / "model.safetensors").stat().st_size / 1e6,
+        before=sum(tensor.nbytes for tensor in network.state_dict().values()) / 1e6,
     )
 
 

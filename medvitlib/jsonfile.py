@@ -1,15 +1,148 @@
-"""Files that are read by others while they are written, and settings as they stand in them."""
+"""JSON files: written whole, and checked whole when they are read.
+
+A file is described by a dictionary of rules, one for each field; `read_json` checks them all before anything is used:
+
+    FIELDS = {"classes": listing(text(), least=2), "temperature": number(0.05, 20), "note?": text()}
+    info = read_json(folder / "model.json", FIELDS)
+"""
 
 import csv
 import io
 import json
+import math
 import os
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import pandas as pd
+
+Rule = Callable[[str, Any], None]
+"""Raises `BadJson` for a value that is not as it should be; the first argument is the field's name, for the message."""
+
+
+DEEPEST = 40  # levels of objects and lists in a file; what is read must be writable again, which is recursive
+
+
+class BadJson(ValueError):
+    """What is wrong with a JSON file: the field, the value given and what was expected, without a full stop."""
+
+
+def read_json(path: Path, fields: Mapping[str, Rule]) -> dict[str, Any]:
+    """Read a JSON object from a file and check its fields, as `parse_json`; OSError where the file cannot be read."""
+    return parse_json(path.name, path.read_bytes(), fields)
+
+
+def parse_json(where: str, content: bytes | str, fields: Mapping[str, Rule]) -> dict[str, Any]:
+    """A JSON object with these fields; others are kept and not checked.
+
+    Args:
+        where: the file's name, for messages.
+
+    Raises:
+        BadJson: it is not strict JSON (NaN, infinity and lone surrogates are not), or a field is not as it should be.
+    """
+    try:
+        found = json.loads(content if isinstance(content, str) else content.decode())  # UTF-8, and no guesses
+        if not _shallow(found):
+            raise ValueError(f"objects and lists are nested more than {DEEPEST} deep")
+        json.dumps(found, allow_nan=False, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:
+        raise BadJson(f"{where} is not valid JSON: {error}") from None
+    record(fields, others=anything)(f"{where}:", found)
+    return found
+
+
+def record(fields: Mapping[str, Rule], *, others: Rule | None = None) -> Rule:
+    """An object with these fields; a name that ends in "?" may be absent.
+
+    Args:
+        others: the rule for any other field; None refuses them.
+    """
+    rules = {name.removesuffix("?"): rule for name, rule in fields.items()}
+
+    def check(where: str, value: Any) -> None:
+        place = where.removesuffix(":")  # of a whole file
+        _expect(isinstance(value, dict), place, value, f"an object with {', '.join(rules) or 'any fields'}")
+        for name, item in value.items():
+            rule = rules.get(name, others)
+            if rule is None:
+                raise BadJson(f"{place} has an unknown field {_shown(name)}; expected {', '.join(rules)}")
+            rule(f"{where}{' ' if where.endswith(':') else '.'}{_shown(name)[1:-1]}", item)
+        if missing := [name for name in fields if name in rules and name not in value]:
+            raise BadJson(f"{place} has no field {missing[0]!r}")
+
+    return check
+
+
+def mapping(rule: Rule) -> Rule:
+    """An object whose values, under any names, follow one rule."""
+    return record({}, others=rule)
+
+
+def listing(rule: Rule, least: int = 0, most: float = math.inf) -> Rule:
+    """A list with `least` to `most` items that follow one rule."""
+
+    def check(where: str, value: Any) -> None:
+        count = f"{least}" if least == most else f"{least} or more" if most == math.inf else f"{least} to {most}"
+        _expect(isinstance(value, list) and least <= len(value) <= most, where, value, f"a list of {count} items")
+        for index, item in enumerate(value):
+            rule(f"{where}[{index}]", item)
+
+    return check
+
+
+def number(low: float = -sys.float_info.max, high: float = sys.float_info.max, *, whole: bool = False) -> Rule:
+    """A finite number from `low` to `high`."""
+    kinds, word = ((int,), "a whole number") if whole else ((int, float), "a number")
+    between = f"{low:g}" if low == high else f"{word} from {low:g} to {high:g}"
+    words = between if high < 1e300 else f"{word}, {low:g} or more" if low > -1e300 else word
+    return _rule(lambda value: type(value) in kinds and low <= value <= high, words)  # type: bool is an int
+
+
+def text(*choices: str, least: int = 1) -> Rule:
+    """A string of `least` characters or more: one of the choices, if there are any."""
+    words = "one of " + ", ".join(map(repr, choices)) if choices else "a text" + " that is not empty" * (least > 0)
+    return _rule(lambda value: isinstance(value, str) and len(value) >= least and value in (choices or [value]), words)
+
+
+def maybe(rule: Rule) -> Rule:
+    """null, or what the rule says."""
+    return lambda where, value: None if value is None else rule(where, value)
+
+
+def anything(where: str, value: Any) -> None:
+    """Any value."""
+
+
+def flag(where: str, value: Any) -> None:
+    """true or false."""
+    _expect(isinstance(value, bool), where, value, "true or false")
+
+
+def _shallow(value: Any, levels: int = DEEPEST) -> bool:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return levels > 0 and all(_shallow(item, levels - 1) for item in inner)
+
+
+def _rule(test: Callable[[Any], bool], words: str) -> Rule:
+    return lambda where, value: _expect(test(value), where, value, words)
+
+
+def _expect(good: bool, where: str, value: Any, words: str) -> None:
+    if not good:
+        raise BadJson(f"{where} is {_shown(value)}; expected {words}")
+
+
+def _shown(value: Any) -> str:
+    """A value as JSON, cut to one short line."""
+    try:
+        words = json.dumps(value)
+    except (ValueError, RecursionError):  # a whole number of thousands of digits, thousands of lists in one another
+        words = f"a {type(value).__name__}"
+    return words if len(words) <= 60 else f"{words[:56]} ..."
 
 
 def flat(settings: dict, prefix: str = "") -> dict:

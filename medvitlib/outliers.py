@@ -50,18 +50,10 @@ class Familiar:
 
     @classmethod
     def from_dict(cls, values: dict) -> "Familiar":
-        """Back from `to_dict`.
-
-        Raises:
-            MedvitError: something is missing or of another size.
-        """
-        try:
-            shape = [int(n) for n in values["shape"]]
-            basis, mean = _array(values["basis"]).reshape(shape), _array(values["mean"]).reshape(shape[1])
-            numbers = {name: float(values[name]) for name in ("rest", "limit", "alarms")}
-            return cls(mean, basis, **numbers, measured=Estimate(**values["measured"]))
-        except (KeyError, TypeError, ValueError) as error:
-            raise MedvitError(f"what the model knows of its training images cannot be read ({error}).") from None
+        """Back from `to_dict`; `medvitlib.models.model_json` has checked the values when a model is loaded."""
+        basis = _array(values["basis"]).reshape(values["shape"])
+        numbers = {name: float(values[name]) for name in ("rest", "limit", "alarms")}
+        return cls(_array(values["mean"]), basis, **numbers, measured=Estimate(**values["measured"]))
 
 
 def familiar(

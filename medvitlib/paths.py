@@ -1,9 +1,14 @@
 """Where things are, the same from JupyterLab, papermill, nbval and a shell (their working directories differ)."""
 
 import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
-from medvitlib.errors import DataError
+from medvitlib.errors import DataError, MedvitError
 
 KAGGLE_INPUT = Path("/kaggle/input")
 KAGGLE_WORKING = Path("/kaggle/working")
@@ -56,3 +61,109 @@ def data_roots(root: str | Path | None = None) -> list[Path]:
 def weight_roots() -> list[Path]:
     """Folders searched for weights, in order: `$MEDVIT_WEIGHTS`, `weights/`, `notebooks/weights/`, `/kaggle/input`."""
     return search_path("MEDVIT_WEIGHTS", "weights", "notebooks/weights")
+
+
+WORKING = (".unfinished", ".old")
+"""Endings of the folders that a run in the making uses; no run may be called so."""
+CACHES = {"images": "decoded images", "features": "features", "near": "near-duplicate pairs", "weights": "weights"}
+"""Folders of the cache that are made again when they are needed (weights are fetched again), and what they hold."""
+FRESH = 3600.0  # seconds in which a file that is being written has changed
+_LOCKS, _BEING_WRITTEN = (".lock",), (".part", ".tmp", ".building")
+
+
+@dataclass(frozen=True)
+class Removable:
+    """A folder of the cache, or of an interrupted run, that can be removed at no loss but time; `size` in bytes."""
+
+    kind: str
+    path: Path
+    size: int
+
+
+def size_of(path: Path) -> int:
+    """Bytes of all files in a folder; 0 where there is none."""
+    total = 0
+    for folder, _, files in os.walk(path):
+        for name in files:
+            with suppress(OSError):  # removed meanwhile
+                total += os.lstat(os.path.join(folder, name)).st_size
+    return total
+
+
+def run_folders() -> list[Path]:
+    """Every folder in `runs_dir()` that is a run, finished or not: NAME or STUDY/NAME."""
+    found = []
+    for pattern in ("*", "*/*"):
+        folders = (path for path in runs_dir().glob(pattern) if path.is_dir() and not path.is_symlink())
+        found += [path for path in folders if path.name.endswith(WORKING) or (path / "model.json").is_file()]
+    return sorted(path for path in found if not path.parent.name.endswith(WORKING))
+
+
+def removable(weights: bool = False) -> list[Removable]:
+    """What `medvit clean` removes: caches, and what interrupted runs have left. Finished runs are not among it.
+
+    Args:
+        weights: the fetched pretrained weights, too.
+    """
+    kinds = {name: kind for name, kind in CACHES.items() if weights or name != "weights"}
+    found = [(kind, cache_dir() / name) for name, kind in kinds.items()]
+    for folder in run_folders():
+        if folder.suffix == ".unfinished":
+            found.append(("interrupted run", folder))
+        elif folder.suffix == ".old" and (folder.with_suffix("") / "model.json").is_file():  # else it is the only copy
+            found.append(("replaced run", folder))
+        elif folder.suffix != ".old" and (folder / "last").is_dir():
+            found.append(("state of a complete run", folder / "last"))
+    sized = (Removable(kind, path, size_of(path)) for kind, path in found)
+    return [one for one in sized if one.size or one.kind not in CACHES.values()]
+
+
+def remove(one: Removable) -> str:
+    """Remove what `removable` has named, unless another process is using it.
+
+    Returns:
+        why something of it was left, or an empty text.
+
+    Raises:
+        MedvitError: it may not be removed.
+    """
+    from filelock import FileLock, Timeout
+
+    try:
+        if one.kind in CACHES.values():
+            return "" if all([_unlinked(file) for file in _files(one.path)]) else "what is being written was left"
+        run = one.path.parent if one.path.name == "last" else one.path.with_suffix("")
+        with FileLock(run.with_name(f".{run.name}.lock")).acquire(timeout=0):
+            shutil.rmtree(one.path)
+    except Timeout:
+        return "another process is training it"
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        raise MedvitError(f"{error.filename or one.path} cannot be removed ({error.strerror or error}).") from error
+    return ""
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    for parent, _, names in os.walk(folder):
+        yield from (Path(parent, name) for name in names if not name.endswith(_LOCKS))  # a lock may have a waiter
+
+
+def _unlinked(file: Path) -> bool:
+    """Remove a file of the cache, unless it is being written."""
+    from filelock import FileLock, Timeout
+
+    lock = file.with_suffix(".lock")
+    try:
+        if file.suffix in _BEING_WRITTEN and time.time() - file.stat().st_mtime < FRESH:
+            return False
+        if lock.exists():
+            with FileLock(lock).acquire(timeout=0):
+                file.unlink()
+        else:
+            file.unlink()
+    except FileNotFoundError:
+        pass
+    except Timeout:
+        return False
+    return True

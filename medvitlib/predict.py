@@ -4,8 +4,8 @@
     for answer in predictor.predict("new_images/"):
         print(answer.name, answer.label, answer.sentence())
 
-A run's model.safetensors and model.json are all that is read; no code comes with them. Images pass one batch at a time,
-so memory is the same for ten and for a hundred thousand.
+A run's model.safetensors and model.json are read, and the pretrained weights that they refer to; no code comes with
+them. Images pass one batch at a time, so memory is the same for ten and for a hundred thousand.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -123,7 +123,7 @@ class Predictor:
             self.model.to(self.device).eval()
             head_of(self.model).register_forward_pre_hook(self._see)
         self.classes, self.positive = list(info["classes"]), info["positive"]
-        self.temperature = float(info.get("temperature", 1.0))
+        self.temperature = info.get("temperature", 1.0)
         self.threshold = self._threshold(info, threshold)
         stored = info.get("prediction") or {}
         self.sets = Conformal(**stored["sets"]) if stored.get("sets") else None
@@ -209,8 +209,8 @@ class Predictor:
                 )
             return float("nan")
         stored = info.get("thresholds", {})
-        if asked in stored:
-            return float(stored[asked])
+        if isinstance(asked, str) and asked in stored:
+            return stored[asked]
         if asked in ("recall", "published", "certified"):
             reason = info.get("no_threshold", {}).get(asked, "no reason is stored; evaluate(run, parts) stores it.")
             if not stored:

@@ -7,7 +7,6 @@ reports = {run.folder.name: (run, evaluate(run, parts)) for run in (full, lora, 
 worth_table(reports, reference="full"), cost_table(reports)
 """
 
-import json
 import math
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +16,7 @@ import torch
 from torch import nn
 
 from medvitlib.compare import check_comparable
-from medvitlib.costs import file_sizes, speed, training_memory
+from medvitlib.costs import model_sizes, speed, training_memory
 from medvitlib.data import Split, normalise
 from medvitlib.errors import AdaptationError, EvaluationError, one_of
 from medvitlib.evaluation.pairs import Pair, compare_pair
@@ -25,6 +24,7 @@ from medvitlib.evaluation.report import Report
 from medvitlib.machine import cores
 from medvitlib.models.adapt import METHODS, adapt, options_of
 from medvitlib.models.int8 import quantise
+from medvitlib.models.model_json import read_info
 from medvitlib.models.pruning import count_nonzero, prune, prune_2_of_4
 from medvitlib.models.saved import load_model
 from medvitlib.models.shrinking import shrink
@@ -35,6 +35,7 @@ from medvitlib.training.features import forward
 from medvitlib.training.fit import fit
 from medvitlib.training.probe import fit_probe
 from medvitlib.training.run import Run, start_run
+from medvitlib.training.settings import read_settings
 from medvitlib.training.validation import validation_metrics
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ REDUCED = {
     "deit_small_patch16_224": {"embed_dim": 96, "depth": 4, "num_heads": 3, "patch_size": 8},
 }
 """Options with which `build` makes these small enough to be trained from random numbers on a CPU."""
+RANDOM = "random initialisation"
 WORTH = ("accuracy", "precision", "recall", "f1")
 AVERAGES = ("macro", "weighted")
 
@@ -69,7 +71,7 @@ def make_variant(
     """Train a model in one of `TRAINED` ways, or change a trained one in one of `REWORKED` ways.
 
     Args:
-        source: a model from `build`, to be trained by "full", "head", "bitfit", "lora", "rlrr" (see `adapt`) or "probe"
+        source: a model from `build`, to be trained by one of `adapt`'s methods ("full", "lora", ...) or "probe"
             (`fit_probe`); or a run, whose model is changed by "prune", "prune_2_of_4", "shrink" or "int8" and not
             trained again. Its thresholds and temperature are then chosen anew, as its logits are others.
         config: of the training; its `prune` prunes while training.
@@ -117,7 +119,7 @@ def _rework(
         raise AdaptationError(f"{run.folder} tells apart {run.classes}, these images are of {parts.train.classes}.")
     options = options_of(method, REWORKED[method], options)
     model, _ = load_model(run.folder)
-    model.weights_info = _config(run)["weights"]
+    model.weights_info = model.weights_info or read_settings(run.folder)["weights"]
     REWORKED[method](model, **options)
     logits = forward(model, parts.val, device=device, precision=precision, description="Validating")
     asked = {"method": method, "of": run.folder.name, "options": options}
@@ -149,8 +151,11 @@ def worth_table(runs: Mapping[str, tuple[Run, Report]], reference: str | None = 
         found = report.metrics
         names = [key for key in (*WORTH, *(f"{m}_{a}" for a in AVERAGES for m in WORTH[1:])) if key in found]
         names += [key for key in ("auroc", "auroc_macro") if key in found]
-        pretrained = "random initialisation" if _config(run)["weights"] == "random initialisation" else "pretrained"
-        rows[name] = {"weights": pretrained, **{key.replace("_", " "): str(found[key]) for key in names}}
+        random = read_settings(run.folder)["weights"] == RANDOM
+        rows[name] = {
+            "weights": RANDOM if random else "pretrained",
+            **{key.replace("_", " "): str(found[key]) for key in names},
+        }
         if reference is not None:
             pair = compare_variants(runs, name, reference)
             same = name == reference
@@ -171,29 +176,29 @@ def compare_variants(runs: Mapping[str, tuple[Run, Report]], first: str, second:
 def cost_table(runs: Mapping[str, tuple[Run, Report]], *, timing: bool = True) -> "pd.DataFrame":
     """A row a variant, as numbers: what training and keeping it costs. Everything is measured or counted here and now.
 
-    Columns: "trained", "parameters" and "non-zero" numbers; megabytes (10^6 bytes) of the "file", of that file
-    "gzipped", of the "adapter" alone, and of what a training "step" holds (see `training_memory`); with timing,
-    "s/epoch" of its training, "img/s" in batches of 32 and "ms" for one image alone, on the device that `evaluate` left
-    it on. What does not exist is nan.
+    Columns: "trained", "parameters" and "non-zero" numbers; megabytes (10^6 bytes) of the whole model as one "file", of
+    that file "gzipped", of what the run keeps beside its pretrained weights ("adapter"; nan where it keeps everything),
+    and of what a training "step" holds (see `training_memory`); with timing, "s/epoch" of its training, "img/s" in
+    batches of 32 and "ms" for one image alone, on the device that `evaluate` left it on. What does not exist is nan.
 
     Args:
         timing: without, the table is the same whenever the models are.
     """
     import pandas as pd
 
-    rows, files = {}, [run.folder / "model.safetensors" for run, _ in runs.values()]
+    rows, models = {}, [run.model for run, _ in runs.values()]
     with ThreadPoolExecutor(cores()) as pool:  # zlib lets go of the interpreter
-        sizes = list(track(pool.map(file_sizes, files), "Weighing", total=len(files), unit="file"))
+        sizes = list(track(pool.map(model_sizes, models), "Weighing", total=len(models), unit="model"))
     for (name, (run, _)), size in zip(runs.items(), sizes, strict=True):
-        config = _config(run)
-        adapter = run.folder / "adapter.safetensors"
+        config = read_settings(run.folder)
+        kept = (run.folder / "model.safetensors").stat().st_size
         rows[name] = {
             "trained": config["parameters"]["trained"],
             "parameters": count_parameters(run.model),
             "non-zero": count_nonzero(run.model),
             "file MB": size["dense"] / 1e6,
             "gzipped MB": size["compressed"] / 1e6,
-            "adapter MB": adapter.stat().st_size / 1e6 if adapter.exists() else math.nan,
+            "adapter MB": kept / 1e6 if read_info(run.folder)["weights"]["base"] else math.nan,
             "step MB": config.get("step_bytes", math.nan) / 1e6,
         }
         if timing:
@@ -202,7 +207,3 @@ def cost_table(runs: Mapping[str, tuple[Run, Report]], *, timing: bool = True) -
             rows[name]["s/epoch"] = math.nan if epochs is None else epochs.median()
             rows[name] |= {"img/s": found["images_per_second"], "ms": found["latency_ms"]}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("variant")
-
-
-def _config(run: Run) -> dict:
-    return json.loads((run.folder / "config.json").read_text())

@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+from filelock import FileLock
 
 import medvitlib.models.weights as weights
 from medvitlib.cli import main
@@ -77,3 +78,80 @@ def test_one_image_is_answered_for_without_packages_that_take_seconds_to_import(
     command = [sys.executable, "-c", code, "predict", "teaching", str(image), "--device", "cpu"]
     shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert shown.endswith("\n0 set()\n")
+
+
+# ---------------------------------------------------------------- medvit clean
+
+FINISHED = ("model.json", "model.safetensors", "plots/roc.png")
+
+
+@pytest.fixture
+def used(tmp_path, monkeypatch):
+    """A cache and runs as after some work: (cache, runs)."""
+    cache, runs = tmp_path / "cache", tmp_path / "runs"
+    monkeypatch.setenv("MEDVIT_CACHE", str(cache))
+    monkeypatch.setenv("MEDVIT_RUNS", str(runs))
+    sizes = {
+        "images/a.npy": 3_000_000, "images/a.lock": 0, "images/b.building": 500, "features/f.npz": 2_000_000,
+        "near/n.npz": 1000, "weights/vit.safetensors": 9_000_000, "data/set/1.png": 700,
+    }  # fmt: skip
+    sizes |= {f"../runs/{run}/{file}": 1000 for run in ("done", "study/000", "lost.old") for file in FINISHED}
+    sizes |= {
+        f"../runs/{run}/last/state.pt": 4_000_000 for run in ("done", "stopped.unfinished", "study/001.unfinished")
+    }
+    sizes |= {"../runs/done.old/model.json": 50, "../runs/notes.txt": 10}
+    for name, size in sizes.items():
+        (cache / name).parent.mkdir(parents=True, exist_ok=True)
+        (cache / name).write_bytes(bytes(size))
+    return cache, runs
+
+
+def names(folder):
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock"}
+
+
+def test_clean_removes_caches_and_interrupted_runs_and_no_finished_run(used, capsys):
+    cache, runs = used
+    before = names(runs)
+    assert main(["clean", "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    for words in ("3.0 MB  decoded images", "4.0 MB  interrupted run", "replaced run", "state of a complete run"):
+        assert words in shown
+    assert "lost.old" not in shown and "weights" not in shown and names(runs) == before  # lost.old is the only copy
+    assert main(["clean", "--yes"]) == 0
+    assert "17.0 MB removed" in capsys.readouterr().out
+    finished = {f"{run}/{file}" for run in ("done", "study/000", "lost.old") for file in FINISHED}
+    assert names(runs) == finished | {"notes.txt"}
+    assert names(cache) == {"images/b.building", "weights/vit.safetensors", "data/set/1.png"}  # one is being written
+    assert main(["clean", "--yes", "--weights"]) == 0
+    assert names(cache) == {"images/b.building", "data/set/1.png"}
+
+
+def test_clean_asks_at_a_terminal_and_removes_nothing_without_one(used, capsys, monkeypatch):
+    cache, runs = used
+    before = names(cache) | names(runs)
+    assert main(["clean"]) == 1
+    assert "there is no terminal to ask at. Pass --yes" in capsys.readouterr().out
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    for answer in ("", "n", "what"):
+        monkeypatch.setattr("builtins.input", lambda question, answer=answer: answer)
+        assert main(["clean"]) == 0
+        assert names(cache) | names(runs) == before
+    monkeypatch.setattr("builtins.input", lambda question: "y")
+    assert main(["clean"]) == 0
+    assert "features/f.npz" not in names(cache)
+    for empty in ("MEDVIT_CACHE", "MEDVIT_RUNS"):
+        monkeypatch.setenv(empty, str(cache / "nothing"))
+    capsys.readouterr()
+    assert main(["clean"]) == 0 and capsys.readouterr().out == "There is nothing to remove.\n"
+
+
+def test_clean_leaves_what_another_process_is_using(used, capsys):
+    cache, runs = used
+    with FileLock(runs / ".stopped.lock"), FileLock(runs / ".done.lock"), FileLock(cache / "images" / "a.lock"):
+        assert main(["clean", "--yes"]) == 0
+        shown = capsys.readouterr().out
+        assert shown.count("another process is training it") == 3 and "what is being written was left" in shown
+    assert {"stopped.unfinished/last/state.pt", "done/last/state.pt", "done.old/model.json"} <= names(runs)
+    assert "study/001.unfinished/last/state.pt" not in names(runs)
+    assert "images/a.npy" in names(cache) and "features/f.npz" not in names(cache)

@@ -4,9 +4,10 @@ import gzip
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
-from medvitlib.costs import CHUNK, file_sizes, speed, training_memory
+from medvitlib.costs import CHUNK, model_sizes, speed, training_memory
 from medvitlib.errors import MedvitError, TrainingError
 from medvitlib.models.int8 import quantise
 from medvitlib.models.zoo import build, head_of
@@ -29,19 +30,14 @@ def numbers(*modules: nn.Module) -> int:
     return sum(p.numel() for module in modules for p in module.parameters())
 
 
-def test_a_file_is_as_large_as_on_disk_and_as_gzip_makes_it(tmp_path):
-    path = tmp_path / "model.bin"
-    content = torch.randint(7, (CHUNK + 11,), dtype=torch.uint8).numpy().tobytes()
-    path.write_bytes(content)
-    assert file_sizes(path) == {"dense": len(content), "compressed": len(gzip.compress(content, 6))}
-    path.write_bytes(bytes(len(content)))  # zeros take as much room, and no time to send
-    assert file_sizes(path)["dense"] == len(content) and file_sizes(str(path))["compressed"] < len(content) / 500
-
-
-def test_what_is_no_file_is_said(tmp_path):
-    for path in (tmp_path, tmp_path / "absent"):
-        with pytest.raises(MedvitError, match="give the path of one file"):
-            file_sizes(path)
+def test_a_model_is_as_large_as_its_file_and_as_gzip_makes_it(tmp_path):
+    model = nn.Linear(1, CHUNK // 2)  # 4 MB, several chunks
+    save_file(model.state_dict(), tmp_path / "model.safetensors", metadata={"format": "pt"})
+    content = (tmp_path / "model.safetensors").read_bytes()
+    assert model_sizes(model) == {"dense": len(content), "compressed": len(gzip.compress(content, 6))}
+    nn.init.zeros_(model.weight), nn.init.zeros_(model.bias)  # zeros take as much room, and no time to send
+    sizes = model_sizes(model)
+    assert sizes["dense"] == len(content) and sizes["compressed"] < len(content) / 500
 
 
 def test_the_memory_of_linear_layers_is_the_formula():

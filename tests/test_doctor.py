@@ -118,6 +118,22 @@ def test_a_cache_that_cannot_be_written_is_broken(tmp_path, monkeypatch):
     assert all(row.status == "fail" and "MEDVIT_" in row.cure for row in check_folders())
 
 
+def test_what_the_cache_and_the_runs_hold_is_said_by_kind(tmp_path, monkeypatch):
+    monkeypatch.setenv("MEDVIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("MEDVIT_RUNS", str(tmp_path / "runs"))
+    assert all("holds nothing" in row.detail for row in check_folders())
+    for name, megabytes in {
+        "cache/images/a.npy": 30, "cache/features/f.npz": 2, "cache/weights/w.npz": 8, "cache/data/x.png": 1,
+        "runs/a/model.json": 0, "runs/a/model.safetensors": 5, "runs/a/model.onnx": 6, "runs/a/plots/roc.png": 4,
+        "runs/s/b/model.json": 0, "runs/s/b.unfinished/last/state.pt": 7,
+    }.items():  # fmt: skip
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(bytes(1_000_000 * megabytes))
+    cache, runs = check_folders()
+    assert cache.detail.endswith("holds decoded images 30 MB, features 2 MB, weights 8 MB, data sets 1 MB")
+    assert runs.detail.endswith("holds models of 2 runs 11 MB, interrupted runs 7 MB, other files 4 MB")
+
+
 def test_little_room_is_a_warning(monkeypatch):
     monkeypatch.setattr(doctor, "ENOUGH_DISK", 1e30)
     assert {row.status for row in check_folders()} == {"warn"}

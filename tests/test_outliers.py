@@ -42,15 +42,12 @@ def test_the_distance_is_mahalanobis_with_the_small_variances_made_equal():
     np.testing.assert_allclose(found.distance(x[:20]), expected, rtol=1e-3)
 
 
-def test_it_goes_through_json_and_a_damaged_one_is_refused():
+def test_it_goes_through_json():
     found = familiar(features(100, 0), np.arange(100), features(50, 1), np.arange(50))
     values = found.to_dict()
     again = Familiar.from_dict(values)
     x = features(10, 7)
     assert np.array_equal(again.distance(x), found.distance(x)) and again.measured == found.measured
-    for damage in ({"mean": "AAAA"}, {"shape": [1]}, {"limit": None}):
-        with pytest.raises(MedvitError, match="cannot be read"):
-            Familiar.from_dict({**values, **damage})
 
 
 def test_too_few_images_are_refused():

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import time
-from dataclasses import asdict
 from datetime import UTC, datetime
 
 import cv2
@@ -12,7 +11,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from medvitlib.answers import draw_answer, plot_answers, promises_kept, try_it
 from medvitlib.cli import main
@@ -20,6 +18,7 @@ from medvitlib.data import open_dataset, split
 from medvitlib.errors import DataError, MedvitError
 from medvitlib.evaluate import evaluate
 from medvitlib.evaluation.calibration import apply_temperature
+from medvitlib.models.saved import save_model
 from medvitlib.models.zoo import build, head_of
 from medvitlib.outliers import familiar
 from medvitlib.predict import Predictor
@@ -239,18 +238,10 @@ UNUSUAL = "12 training images of 6 patients; at least 20 images of 2 patients ar
 @pytest.fixture(scope="module")
 def saved_with(tmp_path_factory):
     """A small two-class model whose model.json has the given keys too: (**keys) -> folder."""
-    folder = tmp_path_factory.mktemp("saved")
-    model = build("vit_tiny_test", 2, weights=None)
-    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, folder / "model.safetensors")
-    info = {
-        "architecture": {**model.architecture, "num_classes": 2},
-        "classes": TWO_CLASSES,
-        "positive": "malignant",
-        "preprocessing": asdict(model.preprocessing),
-    }
+    folder, model = tmp_path_factory.mktemp("saved"), build("vit_tiny_test", 2, weights=None)
 
     def write(**keys):
-        (folder / "model.json").write_text(json.dumps(info | keys))
+        save_model(model, folder, {"classes": TWO_CLASSES, "positive": "malignant", **keys})
         return folder
 
     return write

@@ -9,8 +9,10 @@ import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from medvitlib.cli import main
+from medvitlib.finished import read_run
 from medvitlib.paths import runs_dir
 
 DATA = "data: {name: phantom/cxr, image_size: 32, rendered: {n_patients: 40}}\n"
@@ -50,7 +52,10 @@ def test_an_adapter_is_one_line_more(tmp_path, capsys):
     lora = "model: {name: vit_tiny_test, weights: null, adapter: {method: lora, rank: 2}}\n"
     assert main(["train", written(tmp_path, DATA, lora, TRAIN, name="lora")]) == 0
     assert re.search(r"LoRA: 418 of [\d,]+ parameters are trained", capsys.readouterr().out)
-    assert (runs_dir() / "lora" / "adapter.safetensors").is_file()
+    assert "blocks.0.attn.qkv.lora_A" in load_file(runs_dir() / "lora" / "model.safetensors")
+    last = lora.replace("method: lora, rank: 2", "method: partial, blocks: 1")
+    assert main(["train", written(tmp_path, DATA, last, TRAIN, name="last")]) == 0
+    assert "Last blocks: " in capsys.readouterr().out and read_run(runs_dir() / "last").adaptation == "last blocks"
     for wrong, words in (("rnak: 2", "Did you mean 'rank'"), ("targets: [fc]", "target 'fc' is unknown")):
         assert main(["train", written(tmp_path, DATA, lora.replace("rank: 2", wrong), TRAIN)]) == 1
         assert words in capsys.readouterr().err

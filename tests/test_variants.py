@@ -2,17 +2,21 @@
 
 import json
 import math
+import os
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from medvitlib.data import open_dataset, split
 from medvitlib.errors import AdaptationError, EvaluationError
 from medvitlib.evaluate import evaluate
 from medvitlib.evaluation.intervals import Estimate
 from medvitlib.models.pruning import sparsity
+from medvitlib.models.saved import save_whole
 from medvitlib.models.zoo import build, count_parameters
 from medvitlib.pareto import frontier, plot_pareto
 from medvitlib.training.config import TrainConfig
@@ -31,6 +35,7 @@ HARDWARE = {"device": "cpu", "precision": None}
 CONFIG = TrainConfig(epochs=1, batch_size=16, lr=1e-2, metric="val_accuracy")
 OPTIONS = {
     "lora": {"rank": 2},
+    "partial": {"blocks": 1},
     "probe": {"strengths": (0.1,)},
     "prune": {"amount": 0.5},
     "shrink": {"heads": 0.5, "neurons": 0.25},
@@ -43,14 +48,17 @@ def parts():
 
 
 def tiny():
-    return build("vit_tiny_test", 3, weights=None)
+    return build("vit_tiny_test", 3, weights="tiny.safetensors", quiet=True)
 
 
 @pytest.fixture(scope="module")
 def scored(parts, tmp_path_factory):
-    """Every way there is: name -> run and report."""
+    """Every way there is, on a base in a weights folder: name -> run and report."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MEDVIT_RUNS", str(tmp_path_factory.mktemp("runs")))
+        patch.setenv("MEDVIT_WEIGHTS", str(tmp_path_factory.mktemp("weights")))
+        base = build("vit_tiny_test", 3, weights=None)
+        save_file(base.state_dict(), Path(os.environ["MEDVIT_WEIGHTS"]) / "tiny.safetensors")
         runs = {}
         for method in TRAINED:
             config = () if method == "probe" else (CONFIG,)
@@ -78,13 +86,17 @@ def test_costs_are_counted_from_what_was_written(scored):
     assert costs.loc["lora", "trained"] == 2 * 2 * (16 + 48 + 16 + 16) + 3 * 17
     assert (costs.loc[["bitfit", "lora", "rlrr"], "parameters"] == total).all()  # merged
     for name, (run, _) in scored.items():
-        assert costs.loc[name, "file MB"] == (run.folder / "model.safetensors").stat().st_size / 1e6
+        whole = save_whole(run.folder, run.folder.parent / f"whole-{name}") / "model.safetensors"
+        assert costs.loc[name, "file MB"] == whole.stat().st_size / 1e6
         assert costs.loc[name, "gzipped MB"] < costs.loc[name, "file MB"]
-    assert costs["adapter MB"].notna().to_dict() == {
-        name: name in ("head", "bitfit", "lora", "rlrr") for name in scored
-    }
+        kept = (run.folder / "model.safetensors").stat().st_size / 1e6
+        if np.isnan(costs.loc[name, "adapter MB"]):
+            assert kept == pytest.approx(costs.loc[name, "file MB"], rel=0.2)  # everything
+        else:
+            assert costs.loc[name, "adapter MB"] == kept < costs.loc[name, "file MB"]
+    assert set(costs.index[costs["adapter MB"].notna()]) == {"head", "bitfit", "partial", "lora", "rlrr", "probe"}
     assert costs["step MB"].notna().to_dict() == {
-        name: name in ("full", "head", "bitfit", "lora", "rlrr") for name in scored
+        name: name in ("full", "head", "bitfit", "partial", "lora", "rlrr") for name in scored
     }
     assert costs.loc["head", "step MB"] < costs.loc["lora", "step MB"] < costs.loc["full", "step MB"]
     assert costs.loc["prune", "file MB"] == costs.loc["full", "file MB"]
@@ -106,7 +118,7 @@ def test_timing_is_a_column_more(scored):
 def test_a_pruned_and_a_shrunk_run_remember_what_they_were_made_of(scored):
     asked = json.loads((scored["shrink"][0].folder / "config.json").read_text())
     assert asked["of"] == "full" and asked["options"] == {"heads": 0.5, "neurons": 0.25}
-    assert asked["weights"] == "random initialisation"
+    assert asked["weights"]["path_or_url"].endswith("tiny.safetensors")
     assert scored["shrink"][0].model.blocks[0].attn.num_heads == 1
     assert sparsity(scored["prune"][0].model) == pytest.approx(0.5, abs=1e-3)
     assert scored["prune"][0].candidates == scored["full"][0].candidates
@@ -122,7 +134,7 @@ def test_the_worth_is_what_the_reports_say(scored):
         if name != "full":
             assert table.loc[name, "accuracy - full"] == f"{pair.difference:+.3f}"
     assert table.loc["full", "accuracy - full"] == table.loc["full", "McNemar p"] == ""
-    assert set(table["weights"]) == {"random initialisation"}
+    assert set(table["weights"]) == {"pretrained"}
     assert "accuracy - full" not in worth_table(scored)
 
 
@@ -174,7 +186,7 @@ def test_the_picture_leaves_out_what_has_no_cost(scored):
     worth = {name: report.metrics["accuracy"] for name, (_, report) in scored.items()}
     figure = plot_pareto(worth, costs, ("trained", "adapter MB"), unlike=["probe"])
     trained, adapter = figure.axes
-    assert len(adapter.containers) == 4 and len(trained.containers) == len(TRAINED)  # reworked: nothing trained
+    assert len(adapter.containers) == 6 and len(trained.containers) == len(TRAINED)  # reworked: nothing trained
     with pytest.raises(EvaluationError, match="Did you mean 'trained'"):
         plot_pareto(worth, costs, ("traned",))
     none = Estimate(0.5, math.nan, math.nan, "none", 1, None, "too few")

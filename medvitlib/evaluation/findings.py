@@ -89,6 +89,8 @@ def _against(recall: Estimate, target: float) -> str:
 
 def _classes(report: "Report") -> list[str]:
     known = {name: recall for name, recall in report.per_class.items() if not np.isnan(recall.value)}
+    if not known:
+        return []
     worst = min(known, key=lambda name: known[name].value)
     return [f"The class found least often is {worst}: recall {known[worst]}."]
 

@@ -81,7 +81,7 @@ def check(
         EvaluationError: naming the first thing that does not fit and how to put it right.
     """
     names = check_classes(classes)
-    index = _positive_index(names, positive)
+    index = check_positive(names, positive)
     y = check_labels(y_true, names)
     p = check_numbers(probabilities, "probabilities")
     if len(p) != len(y):
@@ -153,7 +153,8 @@ def check_classes(classes: Sequence[str]) -> tuple[str, ...]:
     return names
 
 
-def _positive_index(names: tuple[str, ...], positive: str | None) -> int | None:
+def check_positive(names: tuple[str, ...], positive: str | None) -> int | None:
+    """The index of the positive one of two classes; None for more, which have none."""
     listed = ", ".join(repr(name) for name in names)
     if len(names) > 2:
         if positive is not None:

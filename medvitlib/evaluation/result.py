@@ -13,11 +13,12 @@ import numpy as np
 
 from medvitlib.errors import EvaluationError
 from medvitlib.evaluation.as_text import as_html, as_text
+from medvitlib.evaluation.calibration import BOUNDS
 from medvitlib.evaluation.findings import findings
-from medvitlib.evaluation.inputs import percent
+from medvitlib.evaluation.inputs import check_classes, check_positive, percent
 from medvitlib.evaluation.intervals import Estimate
 from medvitlib.evaluation.thresholds import ThresholdChoice
-from medvitlib.jsonfile import csv_text
+from medvitlib.jsonfile import BadJson, csv_text, flag, listing, mapping, maybe, number, read_json, record, text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,6 +26,44 @@ if TYPE_CHECKING:
 
 FORMAT = 1  # of report.json
 ENDS = ("value", "low", "high")  # of an estimate: what may be nan
+SHARE = number(0, 1)
+COUNT = number(0, 1e12, whole=True)
+ESTIMATE = record(
+    dict.fromkeys(ENDS, maybe(number()))
+    | {"method": text(), "n_images": COUNT, "n_groups": maybe(COUNT), "reason": text(least=0)}
+)
+CHOICE = record(
+    {"threshold": SHARE, "recall": SHARE, "precision": SHARE, "n_positive": COUNT, "n_patients": maybe(COUNT)}
+    | {"certified": flag, "confidence": maybe(SHARE), "sentence": text()}
+)
+POINT = record(
+    {"threshold": SHARE, **dict.fromkeys(("tp", "fp", "fn", "tn"), COUNT)}
+    | dict.fromkeys(("recall", "precision", "specificity"), ESTIMATE),
+    others=ESTIMATE,
+)
+CHOSEN = ("recall", "published", "certified")
+CALIBRATION = record(dict.fromkeys(("brier", "nll", "ece"), ESTIMATE))
+METRICS = {2: ("auroc", "auprc", "accuracy"), 3: ("auroc_macro", "accuracy", "balanced_accuracy")}  # of 2 classes, more
+FIELDS = {
+    "format": number(FORMAT, FORMAT, whole=True),
+    "classes": listing(text(), 2),
+    "positive": maybe(text()),
+    "images": COUNT,
+    "patients": maybe(COUNT),
+    "settings": record(
+        {"target_recall": SHARE, "confidence": SHARE, "candidates": COUNT, "n_boot": COUNT, "seed": COUNT}
+        | {"validation_images": COUNT}
+    ),
+    "temperature": number(*BOUNDS),
+    "metrics": mapping(ESTIMATE),
+    "per_class_recall": mapping(ESTIMATE),
+    "calibration": record({"before": CALIBRATION, "after": CALIBRATION, "change": record({"nll": ESTIMATE})}),
+    "choices": record({f"{name}?": CHOICE for name in CHOSEN}),
+    "operating_points": record({f"{name}?": POINT for name in ("0.5", *CHOSEN)}),
+    "refused": record({f"{name}?": text() for name in CHOSEN}),
+    "notes": listing(text()),
+}
+"""Of report.json, see `medvitlib.jsonfile`; what can be computed from these and predictions.csv is not read."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -217,24 +256,40 @@ class Report:
         """Read back what `save` wrote, arrays included.
 
         Raises:
-            EvaluationError: if a file is missing or of a format this version does not know.
+            EvaluationError: a file is missing or damaged, of a format that this version does not know, or of another
+                report than the other.
         """
         import pandas as pd
 
+        folder = Path(folder)
         try:
-            found = json.loads((Path(folder) / "report.json").read_text(encoding="utf-8"))
-            if found.get("format") != FORMAT:
-                raise EvaluationError(f"{folder}/report.json has format {found.get('format')!r}; expected {FORMAT}.")
-            table = pd.read_csv(Path(folder) / "predictions.csv", dtype=str, keep_default_na=False)
+            found = read_json(folder / "report.json", FIELDS)
+            classes, positive = tuple(found["classes"]), found["positive"]
+            needed = METRICS[2 if positive else 3]
+            if missing := [name for name in needed if name not in found["metrics"]]:
+                raise BadJson(f"report.json: metrics has no field {missing[0]!r}")
+            check_positive(check_classes(classes), positive)
+            table = pd.read_csv(folder / "predictions.csv", dtype=str, keep_default_na=False)
+            y_true = table["y_true"].map(classes.index).to_numpy(np.int64)
+            probabilities = table[[f"p_{name}" for name in classes]].to_numpy(np.float64)
+            if len(table) != found["images"]:
+                raise ValueError(f"report.json is about {found['images']} images, predictions.csv has {len(table)}")
+            if not (np.isfinite(probabilities) & (probabilities >= 0) & (probabilities <= 1)).all():
+                raise ValueError("predictions.csv has a probability that is not from 0 to 1")
+            groups = None if found["patients"] is None else table["group"].to_numpy(str)
         except FileNotFoundError as error:
             raise EvaluationError(f"No report in {folder}: no {error.filename}. Report.save writes it.") from None
-        classes = tuple(found["classes"])
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise EvaluationError(
+                f"The report in {folder} cannot be read ({reason}): evaluate the run again."
+            ) from error
         return cls(
             classes=classes,
-            positive=found["positive"],
-            y_true=table["y_true"].map(classes.index).to_numpy(np.int64),
-            probabilities=table[[f"p_{name}" for name in classes]].to_numpy(np.float64),
-            groups=None if found["patients"] is None else table["group"].to_numpy(str),
+            positive=positive,
+            y_true=y_true,
+            probabilities=probabilities,
+            groups=groups,
             temperature=found["temperature"],
             metrics=_estimates(found["metrics"]),
             per_class=_estimates(found["per_class_recall"]),
@@ -243,7 +298,7 @@ class Report:
             operating_points={name: _estimates(point) for name, point in found["operating_points"].items()},
             notes=found["notes"],
             settings=found["settings"],
-            refused=found.get("refused", {}),
+            refused=found["refused"],
         )
 
 

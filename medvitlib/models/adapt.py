@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from medvitlib.errors import AdaptationError, one_of
-from medvitlib.models.adapters import adapters_of
+from medvitlib.models.adapters import adapters_of, whole
 from medvitlib.models.lora import add_lora
 from medvitlib.models.rlrr import add_rlrr
 from medvitlib.models.zoo import count_parameters, head_of
@@ -17,12 +17,13 @@ from medvitlib.models.zoo import count_parameters, head_of
 def adapt(model: nn.Module, method: str = "lora", *, seed: int = 0, **options) -> nn.Module:
     """Make a model, in place, ready for one way of training it; `fit` then trains what requires a gradient.
 
-    The classifier is trained in any case. `fit` merges what was added into the model it saves, which is a plain one.
+    The classifier is trained in any case. `fit` keeps what was trained, and merges what was added when it is loaded.
 
     Args:
         model: from `build`.
-        method: "full" (everything), "head" (nothing else), "bitfit" (all biases: Ben Zaken et al., ACL 2022), "lora"
-            (see `lora.add_lora`) or "rlrr" (see `rlrr.add_rlrr`).
+        method: "full" (everything), "head" (nothing else), "bitfit" (all biases: Ben Zaken et al., ACL 2022), "partial"
+            (the last blocks and the norm after them, see `last_blocks`), "lora" (see `lora.add_lora`) or "rlrr" (see
+            `rlrr.add_rlrr`).
         seed: of the parameters that are added.
         options: of that method.
 
@@ -40,11 +41,10 @@ def adapt(model: nn.Module, method: str = "lora", *, seed: int = 0, **options) -
             "that learned, `unload` drops it."
         )
     before = {id(parameter) for parameter in model.parameters()}
-    METHODS[method](model, torch.Generator().manual_seed(seed), **options)
-    head = {id(parameter) for parameter in head_of(model).parameters()}
-    for name, parameter in model.named_parameters():
-        own = method == "full" or (method == "bitfit" and name.endswith(".bias"))
-        parameter.requires_grad_(own or id(parameter) in head or id(parameter) not in before)
+    trained = METHODS[method](model, torch.Generator().manual_seed(seed), **options) or []
+    chosen = {id(parameter) for parameter in (*trained, *head_of(model).parameters())}
+    for parameter in model.parameters():
+        parameter.requires_grad_(id(parameter) in chosen or id(parameter) not in before)
     model.adaptation = {"method": method, "seed": seed, **options}
     return model
 
@@ -70,20 +70,48 @@ def options_of(method: str, function: Callable[..., object], given: dict[str, An
 def trained_share(model: nn.Module) -> str:
     """ "LoRA: 222,723 of 22,279,686 parameters are trained (1.00%).", for a model that went through `adapt`."""
     trained, total = count_parameters(model, trainable=True), count_parameters(model)
-    name = {"lora": "LoRA", "rlrr": "RLRR", "bitfit": "BitFit", "full": "Full fine-tuning"}
+    name = {"lora": "LoRA", "rlrr": "RLRR", "bitfit": "BitFit", "full": "Full fine-tuning", "partial": "Last blocks"}
     method = model.adaptation["method"]
     share = f"{trained:,} of {total:,} parameters are trained ({trained / total:.2%})."
     return f"{name.get(method, 'The head alone')}: {share}"
 
 
-def _add_nothing(model: nn.Module, generator: torch.Generator) -> None:
-    """These methods train what is there."""
+def last_blocks(model: nn.Module, generator: torch.Generator, *, blocks: int = 2) -> list[nn.Parameter]:
+    """Parameters of the last blocks of a Vision Transformer and of the norm after them.
+
+    Partial fine-tuning: He et al., "Masked Autoencoders Are Scalable Vision Learners", CVPR 2022, section 4.3. What
+    comes before them needs no gradient, so that a training step keeps no activations of it.
+
+    Args:
+        blocks: how many.
+
+    Raises:
+        AdaptationError: more blocks than the model has, or a model that is not a sequence of equal blocks, a norm and
+            a classifier.
+    """
+    whole("blocks", blocks)
+    children, sequence = dict(model.named_children()), getattr(model, "blocks", None)
+    names = list(children)
+    equal = isinstance(sequence, nn.ModuleList | nn.Sequential) and len({type(block) for block in sequence}) == 1
+    after = [name for name in names[names.index("blocks") + 1 :] if count_parameters(children[name])] if equal else []
+    norms = [name for name in after if children[name] is not head_of(model)]
+    if not equal or isinstance(sequence[0], nn.ModuleList | nn.Sequential) or set(norms) - {"norm", "fc_norm"}:
+        raise AdaptationError(
+            f"{type(model).__name__} is not a sequence of equal blocks, a norm and a classifier, so that its last "
+            "blocks are not defined: expected a Vision Transformer of this library, or timm's ViT, DeiT, BEiT or EVA."
+        )
+    if blocks > len(sequence):
+        raise AdaptationError(f"blocks={blocks}: {type(model).__name__} has {len(sequence)} blocks.")
+    trained = (*list(sequence)[-blocks:], *(children[name] for name in norms))
+    return [parameter for module in trained for parameter in module.parameters()]
 
 
-METHODS: dict[str, Callable[..., None]] = {
-    "full": _add_nothing,
-    "head": _add_nothing,
-    "bitfit": _add_nothing,
+METHODS: dict[str, Callable[..., list[nn.Parameter] | None]] = {
+    "full": lambda model, generator: list(model.parameters()),
+    "head": lambda model, generator: [],
+    "bitfit": lambda model, generator: [p for name, p in model.named_parameters() if name.endswith(".bias")],
+    "partial": last_blocks,
     "lora": add_lora,
     "rlrr": add_rlrr,
 }
+"""Each changes a model, and returns those of its own parameters that are trained beside the classifier's."""

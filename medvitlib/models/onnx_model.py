@@ -10,12 +10,14 @@
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from medvitlib.errors import DataError, MedvitError
+from medvitlib.jsonfile import BadJson, parse_json
 from medvitlib.machine import cores
+from medvitlib.models.model_json import ONNX_FIELDS, check_fit
 
 PREFIX = "medvitlib."
 """Of our keys in a file's metadata; each value is JSON."""
@@ -66,13 +68,7 @@ class OnnxModel:
         except Exception as error:  # ONNX Runtime's own have no base class in common
             reason = str(error).strip().splitlines()[0]
             raise MedvitError(f"{path} cannot be read ({reason}). Write it again: medvit export MODEL.") from error
-        stored = self.session.get_modelmeta().custom_metadata_map
-        self.info = {k.removeprefix(PREFIX): json.loads(v) for k, v in stored.items() if k.startswith(PREFIX)}
-        if missing := {"architecture", "classes", "positive", "preprocessing", "precision"} - self.info.keys():
-            raise MedvitError(
-                f"{path} does not say what its classes and images are ({', '.join(sorted(missing))} missing): another "
-                "program wrote it. Expected a file of `medvit export`."
-            )
+        self.info = self._read_info(path)
         self.classes = list(self.info["classes"])
         self.image_size = tuple(self.info["preprocessing"]["image_size"])
         self.channels = self.info["preprocessing"]["channels"]
@@ -83,6 +79,34 @@ class OnnxModel:
         from medvitlib.data import Preprocessing
 
         return Preprocessing(**self.info["preprocessing"])
+
+    def _read_info(self, path: Path) -> dict[str, Any]:
+        """What the metadata says, checked as a model.json is, and against what goes in and comes out."""
+        stored = self.session.get_modelmeta().custom_metadata_map
+        stored = {key.removeprefix(PREFIX): value for key, value in stored.items() if key.startswith(PREFIX)}
+        if not stored:
+            raise MedvitError(f"{path} was written by another program. Expected a file of `medvit export`.")
+        try:
+            content = ", ".join(f"{json.dumps(key)}: {value}" for key, value in stored.items())
+            info = parse_json("its metadata", f"{{{content}}}", ONNX_FIELDS)
+            check_fit("its metadata", info)
+            images, features = self.session.get_inputs()[0].shape[1:], self._width("features")
+            expected = [info["preprocessing"]["channels"], *info["preprocessing"]["image_size"]]
+            familiar = (info.get("prediction") or {}).get("familiar") or {"shape": [0, features]}
+            for name, said, found in (
+                ("preprocessing", expected, images),
+                ("classes", len(info["classes"]), self._width("logits")),
+                ("prediction.familiar.shape", familiar["shape"][1], features),
+            ):
+                if said != found and not isinstance(found, str):  # a text is a width that is not fixed
+                    raise BadJson(f"its metadata: {name} is for {said}; the network has {found}")
+            return info
+        except BadJson as error:
+            raise MedvitError(f"{path} cannot be used: {error}. Write it again: medvit export MODEL.") from error
+
+    def _width(self, output: str) -> int | str | None:
+        """Columns of an output; None where there is none of this name."""
+        return next((one.shape[-1] for one in self.session.get_outputs() if one.name == output), None)
 
     @property
     def architecture(self) -> dict:
@@ -131,5 +155,5 @@ def decisions(probabilities: np.ndarray, info: dict) -> np.ndarray:
 
 
 def metadata(info: dict) -> Iterable[tuple[str, str]]:
-    """Keys and values for a file's metadata."""
-    return ((PREFIX + key, json.dumps(value)) for key, value in info.items())
+    """Keys and values for a file's metadata; what is said of model.safetensors is of no use there."""
+    return ((PREFIX + key, json.dumps(value)) for key, value in info.items() if key != "weights")

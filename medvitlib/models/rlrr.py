@@ -5,9 +5,10 @@ scale and shift of SSF (Lian et al., "Scaling & Shifting Your Features", NeurIPS
 embedding, as its published code has them.
 """
 
+import sys
+
 import torch
 import torch.nn.functional as F
-from timm.layers import LayerNorm
 from torch import nn
 
 from medvitlib.errors import AdaptationError, one_of
@@ -96,8 +97,9 @@ def add_rlrr(model: nn.Module, generator: torch.Generator, *, init: str = "ident
         AdaptationError: an unknown init, or a model without such blocks.
     """
     one_of("init", init, INITS, AdaptationError)
+    kinds = {nn.LayerNorm, getattr(sys.modules.get("timm.layers"), "LayerNorm", nn.LayerNorm)}  # importing timm is slow
     layers = linear_layers(model, (*ATTENTION, *MLP))
-    norms = {name: m for name, m in model.named_modules() if type(m) in (nn.LayerNorm, LayerNorm)}
+    norms = {name: m for name, m in model.named_modules() if type(m) in kinds}
     patches = {n: m for n, m in model.named_modules() if n == "patch_embed.proj" and type(m) is nn.Conv2d}
     for name, layer in layers.items():
         put(model, name, RLRRLinear(layer, init, 3 if name.rpartition(".")[2] == "qkv" else 1, generator))

@@ -1,19 +1,35 @@
-"""A trained model on disk: model.safetensors and model.json, all that an answer needs of a training."""
+"""A trained model on disk: model.safetensors and model.json, all that a prediction needs of a training.
 
-import json
+A model that was trained in full is whole. Of one that was adapted, model.safetensors holds what was trained, and
+model.json names the pretrained weights that hold the rest (see `medvitlib.models.base`). Adapters are kept as they
+were trained, and merged when the model is loaded.
+"""
+
+import hashlib
+import shutil
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
+from typing import Any, NamedTuple
 
+import torch
 from safetensors import SafetensorError
+from safetensors.torch import load, save_file
 from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from medvitlib.data import Preprocessing
-from medvitlib.errors import MedvitError
-from medvitlib.models.zoo import build_from
-from medvitlib.paths import runs_dir
+from medvitlib.errors import MedvitError, WeightsError
+from medvitlib.jsonfile import write_json
+from medvitlib.models.adapt import adapt
+from medvitlib.models.adapters import adapters_of, merge_and_unload
+from medvitlib.models.base import ZEROS, State, find_base, with_base, without_base
+from medvitlib.models.model_json import read_info, unreadable
+from medvitlib.models.weights import WeightsInfo, sha256_of
+from medvitlib.models.zoo import build_from, head_of, without_values
+from medvitlib.paths import WORKING, runs_dir
 
-WORKING = (".unfinished", ".old")
-"""Endings of the folders that a run in the making uses; no run may be called so."""
-_PICKLES = b"PK\x03\x04", b"\x80"  # how the files of torch.save begin
+MOST_TENSORS, MOST_NUMBERS = 10_000, 2**33  # in a model that is built from a model.json
 
 
 def model_folder(name: str | Path) -> Path:
@@ -29,43 +45,186 @@ def model_folder(name: str | Path) -> Path:
     raise MedvitError(f"No finished run at {folder}. Finished runs in {runs_dir()}: {', '.join(runs) or 'none'}.")
 
 
-def load_model(folder: str | Path) -> tuple[nn.Module, dict]:
-    """A trained model, from its model.safetensors and model.json alone.
+def save_model(model: nn.Module, folder: Path, info: dict, *, keep_zeros: bool = False, whole: bool = False) -> None:
+    """Write model.safetensors and model.json.
+
+    Args:
+        model: from `build`; adapters in it, merged or not, are kept as they are beside the frozen weights.
+        info: what model.json says beside the architecture, the preprocessing and the weights.
+        keep_zeros: merging the adapters leaves weights zero that are zero.
+        whole: keep every tensor, and refer to no base.
+    """
+    if adapters_of(model) and not hasattr(model, "adaptation"):  # put in by hand: nobody could put them in again
+        merge_and_unload(model, keep_zeros)
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    own, base = (state, None) if whole else without_base(model, state)
+    save_file(own, folder / "model.safetensors", metadata={"format": "pt"})
+    weights = {
+        "sha256": sha256_of(folder / "model.safetensors"),
+        "tensors": len(state),
+        "base": base,
+        "adaptation": getattr(model, "adaptation", None),
+        "keep_zeros": keep_zeros,
+    }
+    preprocessing = {**vars(model.preprocessing)}
+    about = {"architecture": model.architecture, "preprocessing": preprocessing, "weights": weights}
+    write_json(folder / "model.json", {**about, **info})
+
+
+def save_whole(run: str | Path, folder: str | Path) -> Path:
+    """Copy a run to a new folder where it depends on no other file: all tensors, adapters merged.
+
+    Args:
+        run: the folder of a run, or its name.
 
     Returns:
-        the model in evaluation mode, carrying `.architecture` and `.preprocessing`, and what model.json says.
+        the new folder.
 
     Raises:
-        MedvitError: one of the two files is missing, damaged, or made for another architecture or other classes.
+        MedvitError: no such run, it cannot be loaded, or the folder exists or cannot be written.
     """
-    from safetensors.torch import load_file
-
-    folder = Path(folder)
+    source, folder = model_folder(run), Path(folder)
+    model, info = load_model(source)
+    own = ("architecture", "preprocessing", "weights")
     try:
-        info = json.loads((folder / "model.json").read_text())
-        classes, positive = info["classes"], info["positive"]
-        model = build_from(info["architecture"])
-        if len(classes) != info["architecture"]["num_classes"] or positive not in (None, *classes):
-            raise ValueError(
-                f"model.json names the classes {classes} (positive: {positive}) for a model of "
-                f"{info['architecture']['num_classes']}"
-            )
-        with (folder / "model.safetensors").open("rb") as file:
-            begins = file.read(9)
-            # the first eight bytes of a safetensors file are its header's length, which may begin like a pickle
-            if begins.startswith(_PICKLES) and begins[8:] != b"{":
-                raise ValueError(
-                    "model.safetensors is a file of torch.save that was renamed; `medvit convert` reads it"
-                )
-        model.load_state_dict(load_file(folder / "model.safetensors"))
+        shutil.copytree(source, folder, ignore=shutil.ignore_patterns("model.safetensors", "model.json"))
+        save_model(model, folder, {key: value for key, value in info.items() if key not in own}, whole=True)
+    except FileExistsError:
+        raise MedvitError(f"{folder} exists: name a folder that does not.") from None
+    except OSError as error:
+        raise MedvitError(f"{folder} cannot be written ({error.strerror or error}).") from error
+    return folder
+
+
+class Saved(NamedTuple):
+    """What the files of a model hold.
+
+    Attributes:
+        info: what model.json says.
+        state: the state dict, adapters not merged, and whatever else the base has.
+        own: names of the tensors in model.safetensors.
+        file: of the base; None where there is none.
+    """
+
+    info: dict[str, Any]
+    state: State
+    own: set[str]
+    file: Path | None
+
+
+def load_model(folder: str | Path) -> tuple[nn.Module, dict]:
+    """Load a trained model from model.safetensors, model.json and the pretrained weights that this names.
+
+    Returns:
+        the model in evaluation mode, adapters merged, carrying `.architecture` and `.preprocessing`; and what
+        model.json says, checked whole (see `medvitlib.models.model_json`).
+
+    Raises:
+        MedvitError: one of the two files is missing, damaged or does not belong to the other; or the pretrained
+            weights are not to be had, with what to do.
+    """
+    saved = read_saved(folder)
+    info, weights = saved.info, saved.info["weights"]
+    try:
+        model = _rebuilt(saved)
+        if adapters_of(model):
+            merge_and_unload(model, weights["keep_zeros"])
+        _check_features(model, info)
         model.preprocessing = Preprocessing(**info["preprocessing"])
-    except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
-        raise unreadable("model", folder, error) from error
+    except Exception as error:  # options are judged by the architecture's constructor, which can raise anything
+        raise unreadable("model", Path(folder), error) from error
+    if base := weights["base"]:
+        note = "kept by a run; the SHA-256 is over its tensors"
+        model.weights_info = WeightsInfo(
+            base["source"], str(saved.file), base["licence"], base["sha256"], model.preprocessing, note
+        )
     return model.eval(), info
 
 
-def unreadable(what: str, folder: Path, error: Exception) -> MedvitError:
-    """The error to raise for files of a run that cannot be read."""
-    return MedvitError(
-        f"The {what} in {folder} cannot be read ({error}). Run the training again, or restore the folder."
-    )
+def read_saved(folder: str | Path) -> Saved:
+    """Read the two files of a model, and the base that they name.
+
+    Raises:
+        MedvitError: as `load_model`.
+    """
+    folder = Path(folder)
+    info = read_info(folder)
+    try:
+        content = (folder / "model.safetensors").read_bytes()
+        expected, found = info["weights"]["sha256"], hashlib.sha256(content).hexdigest()
+        if found != expected:
+            raise ValueError(f"model.safetensors has the SHA-256 {found}; model.json belongs to {expected}")
+        own, base = load(content), info["weights"]["base"]
+        if base is None:
+            return Saved(info, own, set(own), None)
+        file, rest = find_base(base)
+        return Saved(info, with_base(own, rest), set(own), file)
+    except WeightsError as error:
+        raise MedvitError(f"The model in {folder} {error}.") from error
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise unreadable("model", folder, error) from error
+
+
+def sketch(architecture: dict[str, Any]) -> nn.Module:
+    """Build a model's names and shapes, on the meta device where it can be, and refuse one beyond any that is known.
+
+    Raises:
+        Exception: whatever the constructor raises; ValueError where the model is too large.
+    """
+    seen = {"tensors": 0, "numbers": 0}
+
+    def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        if parameter is not None:
+            seen["tensors"] += 1
+            seen["numbers"] += parameter.numel()
+        if seen["tensors"] > MOST_TENSORS or seen["numbers"] > MOST_NUMBERS:
+            raise ValueError(f"its architecture has more than {MOST_TENSORS:,} tensors or {MOST_NUMBERS:,} numbers")
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        return without_values(lambda: build_from(architecture))
+    finally:
+        hook.remove()
+
+
+def _rebuilt(saved: Saved) -> nn.Module:
+    """The model that model.json describes, adapters in it, with the tensors of the files."""
+    weights = saved.info["weights"]
+
+    def adapted(model: nn.Module) -> nn.Module:
+        names = {name.removesuffix(ZEROS) for name in saved.own}
+        if weights["adaptation"] is None or names <= model.state_dict().keys():
+            return model
+        return adapt(model, **weights["adaptation"])
+
+    model = adapted(sketch(saved.info["architecture"]))
+    expected = model.state_dict()
+    wrong = [name for name, value in expected.items() if saved.state.get(name, torch.empty(0)).shape != value.shape]
+    wrong += [name for name in saved.own if name.removesuffix(ZEROS) not in expected]
+    if wrong or len(expected) != weights["tensors"]:
+        raise ValueError(
+            f"model.json describes a model of {len(expected)} tensors, the files have {weights['tensors']}, of which "
+            f"{len(wrong)} are missing or of another shape{''.join(f', such as {name}' for name in wrong[:1])}"
+        )
+    state = {name: saved.state[name].to(value.dtype) for name, value in expected.items()}
+    model.load_state_dict(state, assign=True)
+    if any(tensor.is_meta for tensor in _tensors(model)):  # what is computed when it is built, such as Swin's indices
+        model = adapted(build_from(saved.info["architecture"]))
+        model.load_state_dict(state)
+    return model
+
+
+def _tensors(model: nn.Module) -> Iterator[torch.Tensor]:
+    """Every tensor in a model, those that are plain attributes included."""
+    attributes = (value for module in model.modules() for value in vars(module).values())
+    plain = (value for value in attributes if isinstance(value, torch.Tensor))
+    return chain(model.parameters(), model.buffers(), plain)
+
+
+def _check_features(model: nn.Module, info: dict[str, Any]) -> None:
+    """ValueError where the distance from the training images was made for features of another length."""
+    familiar, width = (info.get("prediction") or {}).get("familiar"), getattr(head_of(model), "in_features", None)
+    if familiar and width and familiar["shape"][1] != width:
+        raise ValueError(
+            f"model.json: prediction.familiar.shape is {familiar['shape']} for a model of {width} features"
+        )

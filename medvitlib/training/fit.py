@@ -15,7 +15,6 @@ from torch import nn
 from medvitlib.curves import plot_history
 from medvitlib.data import Split
 from medvitlib.errors import MedvitError, TrainingError
-from medvitlib.models.adapter_file import save_adapter
 from medvitlib.models.adapters import adapters_of, merge_and_unload
 from medvitlib.models.zoo import count_parameters
 from medvitlib.training import parallel
@@ -55,8 +54,8 @@ def fit(
     batch). The first one alone prints and writes; it returns the run, the others None.
 
     Args:
-        model: from `build`, or `adapt`; trained in place. What does not require a gradient stays frozen. What `adapt`
-            had trained is saved as adapter.safetensors, too; adapters are then merged: what is left is a plain model.
+        model: from `build`, or `adapt`; trained in place. What does not require a gradient stays frozen. The run keeps
+            what was trained (see `medvitlib.models.base`); adapters are then merged: what is left is a plain model.
         config: every setting; `TrainConfig()` if None.
         name: of the run folder, under `runs_dir()`; an earlier run of this name is replaced once this one is complete.
         resume: go on with an interrupted training of this name, which must have had the same settings, data and
@@ -141,17 +140,17 @@ def finish(
     logits: torch.Tensor,
     compared: int,
 ) -> Run:
-    """Leave the best epoch's weights behind, adapters merged, and name the folder."""
+    """Save the best epoch's weights, name the folder, and merge the adapters of the model in memory."""
     load_best(run.folder, model)
-    if getattr(model, "adaptation", FULL)["method"] != "full":
-        save_adapter(model, run.folder / "adapter.safetensors", parts.train.classes)
-    if adapters_of(model):
-        merge_and_unload(model, keep_zeros=config.prune > 0)
+    keep_zeros = config.prune > 0
     best = position.best if math.isfinite(position.best) else None  # undefined in every epoch
     chosen = {"epoch": position.best_epoch, config.metric: best}
-    return run.finish(
-        model, parts.val, logits.numpy(), candidates=compared * (position.epoch + config.keep_start), chosen=chosen
-    )
+    candidates = compared * (position.epoch + config.keep_start)
+    about = {"candidates": candidates, "chosen": chosen, "keep_zeros": keep_zeros}
+    finished = run.finish(model, parts.val, logits.numpy(), **about)
+    if adapters_of(model):
+        merge_and_unload(model, keep_zeros)
+    return finished
 
 
 def accelerator_for(

@@ -4,9 +4,9 @@
       config.json            every setting, versions, the data's fingerprint, where the weights came from
       metrics.csv            one row an epoch (or a setting that was tried), flushed as it happens
       training.png           loss, validation metrics and learning rate by epoch, where there were epochs
-      model.safetensors      the parameters, adapters merged
-      adapter.safetensors    what was trained of an adapted model, alone (see `load_adapter`)
-      model.json             architecture, classes, preprocessing; after `evaluate`, temperature and threshold too
+      model.safetensors      what was trained: every tensor, or those that the pretrained weights do not have
+      model.json             architecture, classes, preprocessing, SHA-256 of the weights and which pretrained ones they
+                             need; after `evaluate`, temperature and thresholds too
       validation.csv         what the thresholds and the temperature are chosen on
       quarantine.csv         files that were left out, and why
       report.json, predictions.csv, plots/    written by `evaluate`
@@ -19,9 +19,9 @@ makes a run of a name.
 import errno
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -32,9 +32,10 @@ from torch import nn
 
 from medvitlib.data import Dataset, Split
 from medvitlib.errors import DataError, MedvitError, TrainingError
-from medvitlib.jsonfile import csv_line, csv_text, write_json, write_text
-from medvitlib.models.saved import WORKING, load_model, model_folder, unreadable
-from medvitlib.paths import runs_dir
+from medvitlib.jsonfile import csv_line, csv_text, write_text
+from medvitlib.models.model_json import unreadable
+from medvitlib.models.saved import load_model, model_folder, save_model
+from medvitlib.paths import WORKING, runs_dir
 from medvitlib.training.settings import describe, differences, write_settings
 
 STATE, BEST = "last/state.pt", "last/best.safetensors"
@@ -105,26 +106,26 @@ class UnfinishedRun:
         if path.exists():
             write_text(path, "".join(path.read_text().splitlines(keepends=True)[: 1 + epoch]))
 
-    def finish(self, model: nn.Module, val: Dataset, logits: np.ndarray, *, candidates: int, chosen: dict) -> Run:
-        """Write the model and the validation predictions, then give the folder its name."""
-        from safetensors.torch import save_file
-
-        model.eval().cpu()
-        state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-        save_file(state, self.folder / "model.safetensors", metadata={"format": "pt"})
+    def finish(
+        self,
+        model: nn.Module,
+        val: Dataset,
+        logits: np.ndarray,
+        *,
+        candidates: int,
+        chosen: dict,
+        keep_zeros: bool = False,
+    ) -> Run:
+        """Write the model (see `save_model`) and the validation predictions, then give the folder its name."""
         classes = list(self.dataset.classes)
-        write_json(
-            self.folder / "model.json",
-            {
-                "architecture": {**model.architecture, "num_classes": len(classes)},
-                "classes": classes,
-                "positive": self.dataset.positive,
-                "preprocessing": asdict(model.preprocessing),
-                "candidates": candidates,
-                "chosen": chosen,
-                "groups_known": bool(val.groups_known),
-            },
-        )
+        info = {
+            "classes": classes,
+            "positive": self.dataset.positive,
+            "candidates": candidates,
+            "chosen": chosen,
+            "groups_known": bool(val.groups_known),
+        }
+        save_model(model.eval().cpu(), self.folder, info, keep_zeros=keep_zeros)
         table = pd.DataFrame({"id": val.ids, "group": val.groups, "y_true": [classes[i] for i in val.labels]})
         for index, name in enumerate(classes):
             table[f"logit_{name}"] = logits[:, index]
@@ -243,15 +244,30 @@ def load_run(folder: str | Path) -> Run:
     """Read a finished run back: from its path, or its name under `runs_dir()`.
 
     Raises:
-        MedvitError: no such run, or a file of it is missing or made for another architecture.
+        MedvitError: no such run, or a file of it is missing, damaged or made for another model.
     """
     folder = model_folder(folder)
     model, info = load_model(folder)
+    keys = ("classes", "positive", "candidates", "groups_known")
+    if absent := [key for key in keys if key not in info]:
+        raise unreadable("run", folder, ValueError(f"model.json has no field {absent[0]!r}"))
+    about = {key: info[key] for key in keys}
+    return Run(folder, model, validation=read_validation(folder, info["classes"]), **about)
+
+
+def read_validation(folder: Path, classes: Sequence[str]) -> pd.DataFrame:
+    """The table validation.csv, checked whole.
+
+    Raises:
+        MedvitError: it is missing or damaged, or made for other classes.
+    """
+    logits = [f"logit_{name}" for name in classes]
     try:
         # a class or a patient may be called NA or None: no word means "missing" here
-        words = {"dtype": {"id": str, "group": str, "y_true": str}, "keep_default_na": False}
-        validation = pd.read_csv(folder / "validation.csv", **words)
-        keys = ("classes", "positive", "candidates", "groups_known")
-        return Run(folder, model, validation=validation, **{key: info[key] for key in keys})
+        table = pd.read_csv(folder / "validation.csv", dtype=str, keep_default_na=False)
+        table = table[["id", "group", "y_true", *logits]].astype(dict.fromkeys(logits, np.float64))
+        if len(table) == 0 or not np.isfinite(table[logits].to_numpy()).all() or set(table["y_true"]) - set(classes):
+            raise ValueError("validation.csv has no rows, an unknown class, or a logit that is not finite")
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise unreadable("run", folder, error) from error
+    return table

@@ -5,13 +5,73 @@ import platform
 from dataclasses import asdict, is_dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from torch import nn
 
 from medvitlib import jsonfile
 from medvitlib.data import Split
-from medvitlib.jsonfile import write_json
+from medvitlib.errors import MedvitError
+from medvitlib.jsonfile import (
+    BadJson,
+    anything,
+    listing,
+    mapping,
+    maybe,
+    number,
+    read_json,
+    record,
+    text,
+    write_json,
+)
+from medvitlib.models.model_json import unreadable
+
+
+def _weights(where: str, value: Any) -> None:
+    if value != "random initialisation":
+        mapping(anything)(where, value)
+
+
+SEED = maybe(number(-(2**63), 2**63 - 1, whole=True))
+FIELDS = {
+    "method": text(),
+    "data": record(
+        {
+            "name": text(),
+            "parts": record({"train": text(), "val": text(), "test": text()}),
+            "table": record(
+                {"columns": listing(text()), "index": listing(text()), "data": listing(listing(maybe(number())))}
+            ),
+            "notes": listing(text()),
+        }
+    ),
+    "weights": _weights,
+    "parameters?": record({"total": number(0, whole=True), "trained": number(0, whole=True)}),
+    "step_bytes?": number(0, whole=True),
+    "adaptation?": record({"method": text()}, others=anything),
+    "train?": record({"seed?": SEED}, others=anything),
+    "seed?": SEED,
+}
+"""Of config.json, see `medvitlib.jsonfile`: the fields that are read again. A caller may have added any other."""
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """What the config.json of a run says.
+
+    Raises:
+        MedvitError: it is missing or damaged.
+    """
+    try:
+        config = read_json(folder / "config.json", FIELDS)
+        table = config["data"]["table"]
+        if any(len(row) != len(table["columns"]) for row in table["data"]) or len(table["data"]) != len(table["index"]):
+            raise BadJson("config.json: data.table has rows of another length than its columns or index")
+        if "test" not in table["index"]:
+            raise BadJson("config.json: data.table.index does not name the test part")
+        return config
+    except (OSError, BadJson) as error:
+        raise unreadable("run", folder, error) from error
 
 
 def describe(name: str, model: nn.Module, parts: Split, settings: dict) -> dict:
@@ -44,9 +104,9 @@ def write_settings(folder: Path, parts: Split, config: dict) -> None:
 def differences(folder: Path, config: dict, model: nn.Module) -> list[str]:
     """What stands otherwise in a folder's config.json, in words; versions are none, workers and processes no matter."""
     try:
-        before = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError) as error:
-        return [f"its config.json cannot be read ({error})"]
+        before = read_settings(folder)
+    except MedvitError as error:
+        return [str(error).removesuffix(".")]
     found = jsonfile.differences(before, config)
     keys = [key for key in found if not key.startswith(("versions.", "weights."))]
     keys = [key for key in keys if key not in ("train.workers", "processes")]

@@ -277,7 +277,7 @@ def test_a_folder_without_a_report_is_answered(tmp_path):
 
 def test_an_unknown_format_is_answered(tmp_path):
     (tmp_path / "report.json").write_text('{"format": 99}')
-    with pytest.raises(EvaluationError, match="format 99"):
+    with pytest.raises(EvaluationError, match="format is 99; expected 1"):
         Report.load(tmp_path)
 
 

@@ -1,16 +1,18 @@
-"""The ways to train a model, and an adapter's file: what it holds, and which base it accepts."""
+"""The ways to train a model, and the adapter of a run: which base accepts it."""
 
 import json
+from itertools import pairwise
 
 import pytest
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from torch import nn
 
-from medvitlib.errors import AdaptationError
+from medvitlib.costs import training_memory
+from medvitlib.errors import AdaptationError, MedvitError
 from medvitlib.models.adapt import METHODS, adapt, trained_share
-from medvitlib.models.adapter_file import load_adapter, save_adapter
+from medvitlib.models.adapter_file import load_adapter
 from medvitlib.models.adapters import adapters_of, merge
+from medvitlib.models.saved import save_model
 from medvitlib.models.zoo import build, count_parameters, head_of, replace_head
 
 CLASSES = ["normal", "target", "teardrop"]
@@ -20,10 +22,11 @@ CLASSES = ["normal", "target", "teardrop"]
 def test_each_method_trains_what_it_says(method, small):
     model = small("ViT")
     total, biases = count_parameters(model), sum(p.numel() for n, p in model.named_parameters() if n.endswith(".bias"))
-    adapt(model, method)
+    adapt(model, method, **({"blocks": 1} if method == "partial" else {}))
     head = count_parameters(head_of(model))
+    last = count_parameters(model.blocks[-1]) + count_parameters(model.norm)
     added = sum(getattr(a, name).numel() for a in adapters_of(model).values() for name in a.added)
-    own = {"full": total, "head": head, "bitfit": biases + head - model.num_classes}
+    own = {"full": total, "head": head, "bitfit": biases + head - model.num_classes, "partial": last + head}
     assert count_parameters(model, trainable=True) == own.get(method, head + added)
     assert count_parameters(model) == total + added
     assert f"{count_parameters(model, trainable=True):,} of {total + added:,} parameters" in trained_share(model)
@@ -43,18 +46,69 @@ def test_methods_follow_each_other(small):
         adapt(model, "head", rank=3)
 
 
-@pytest.mark.parametrize("method", ["head", "bitfit", "lora", "rlrr"])
-@pytest.mark.parametrize("kind", ["ours", "Swin"])
-def test_an_adapter_comes_back_onto_its_base_with_its_head(method, kind, tmp_path, redraw, small, images_for, learned):
-    model = learned(adapt(small(kind), method, **({"rank": 2} if method == "lora" else {})))
+def test_the_last_blocks_are_trained_and_nothing_is_kept_of_those_before(images_for):
+    depth, labels = 6, torch.tensor([0, 1])
+
+    def step(method: str, **options) -> int:
+        sizes = {"image_size": 32, "depth": depth, "dim": 64, "drop_path": 0.0}
+        model = adapt(build("vit_scratch", 2, weights=None, **sizes), method, **options)
+        return training_memory(model, images_for(model), labels)
+
+    sizes = [step("partial", blocks=blocks) for blocks in range(1, depth + 1)]
+    steps = {after - before for before, after in pairwise(sizes)}
+    assert len(steps) == 1 and step("head") < sizes[0]  # each block more costs the same: the frozen ones cost nothing
+    assert sizes[-1] < step("full")  # the patch embedding and the positions stay frozen
+
+
+def test_partial_trains_blocks_norm_and_head_by_name(small):
+    for kind in ("ours", "ViT", "DeiT"):
+        model = adapt(small(kind), "partial", blocks=1)
+        trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+        assert {name.partition(".")[0] for name in trained} == {"blocks", "norm", "head"}
+        assert {name.split(".")[1] for name in trained if name.startswith("blocks")} == {"1"}
+
+
+@pytest.mark.parametrize(
+    ("name", "size"), [("swin_tiny_patch4_window7_224", 56), ("resnet18", 32), ("transformer_classifier", 64)]
+)
+def test_partial_is_refused_where_the_last_blocks_are_not_defined(name, size):
+    model = build(name, 2, weights=None, image_size=size)
+    with pytest.raises(AdaptationError, match="is not a sequence of equal blocks, a norm and a classifier"):
+        adapt(model, "partial", blocks=1)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("blocks", "words"),
+    [(3, "has 2 blocks"), (0, "a whole number, 1 or more"), (True, "a whole number"), ("1", "a whole number")],
+)
+def test_partial_takes_a_number_of_blocks_that_there_are(blocks, words, small):
+    with pytest.raises(AdaptationError, match=words):
+        adapt(small("ours"), "partial", blocks=blocks)
+
+
+# ---------------------------------------------------------------- the adapter of a run
+
+
+def saved_as(folder, model, classes=CLASSES):
+    folder.mkdir(exist_ok=True)
+    save_model(model, folder, {"classes": list(classes), "positive": None})
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("method", "kind"),
+    [("partial", "ours"), *((m, kind) for m in ("head", "bitfit", "lora", "rlrr") for kind in ("ours", "Swin"))],
+)
+def test_an_adapter_comes_back_onto_its_base_with_its_head(method, kind, tmp_path, small, images_for, learned):
+    options = {"lora": {"rank": 2}, "partial": {"blocks": 1}}.get(method, {})
+    model = learned(adapt(small(kind), method, **options))
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.add_(0.01)
     logits = model(images_for(model))
-    save_adapter(model, tmp_path / "a.safetensors", CLASSES)
-    assert (tmp_path / "a.safetensors").stat().st_size < 4 * count_parameters(model)
-    other = load_adapter(small(kind), tmp_path / "a.safetensors", CLASSES)
+    other = load_adapter(small(kind), saved_as(tmp_path / "run", model), CLASSES)
     assert torch.equal(other(images_for(other)), logits)
     assert {n for n, p in other.named_parameters() if p.requires_grad} == {
         n for n, p in model.named_parameters() if p.requires_grad
@@ -65,20 +119,20 @@ def test_after_bitfit_a_base_is_none_any_more_and_that_is_said(saved, small, lea
     model = learned(adapt(small("ours"), "bitfit"))
     with torch.no_grad():
         model.blocks[0].attn.qkv.bias.add_(0.01)
-    refused(model, saved, "trained by BitFit.*build the base anew")
+    refused(model, saved, "with other weights than these.*BitFit")
 
 
 def test_several_adapters_share_one_base(tmp_path, small, images_for, learned):
     logits = {}
     for seed, (name, method, classes) in enumerate([("a", "lora", 3), ("b", "rlrr", 3), ("c", "lora", 5)]):
         model = small("ours")
-        replace_head(model, torch.nn.Linear(16, classes))
+        replace_head(model, nn.Linear(16, classes))
         learned(adapt(model, method, seed=seed))
-        save_adapter(model, tmp_path / f"{name}.safetensors", list("vwxyz")[:classes])
+        saved_as(tmp_path / name, model, "vwxyz"[:classes])
         logits[name] = model(images_for(model))
     base = small("ours")
     for name in ("a", "b", "c", "a"):
-        load_adapter(base, tmp_path / f"{name}.safetensors")
+        load_adapter(base, tmp_path / name)
         assert torch.equal(base(images_for(base)), logits[name])
         if name == "b":
             merge(base)  # and the next one still finds its base
@@ -87,22 +141,13 @@ def test_several_adapters_share_one_base(tmp_path, small, images_for, learned):
 
 @pytest.fixture
 def saved(tmp_path, small, learned):
-    path = tmp_path / "a.safetensors"
-    save_adapter(learned(adapt(small("ours"), "lora")), path, CLASSES)
-    return path
+    return saved_as(tmp_path / "run", learned(adapt(small("ours"), "lora")))
 
 
-def rewritten(path, tensors=lambda t: t, about=lambda a: a):
-    with safe_open(path, framework="pt") as file:
-        meta = json.loads(file.metadata()["medvitlib_adapter"])
-    save_file(tensors(load_file(path)), path, metadata={"medvitlib_adapter": json.dumps(about(meta))})
-    return path
-
-
-def refused(model, path, words, classes=None):
+def refused(model, folder, words, classes=None):
     before, adapters = {n: t.clone() for n, t in model.state_dict().items()}, set(adapters_of(model))
-    with pytest.raises(AdaptationError, match=words):
-        load_adapter(model, path, classes)
+    with pytest.raises(MedvitError, match=words):
+        load_adapter(model, folder, classes)
     assert set(adapters_of(model)) == adapters
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
@@ -118,32 +163,28 @@ def test_another_base_is_refused(saved, small, learned):
 
 
 def test_other_classes_are_refused(saved, small):
-    refused(small("ours"), saved, r"tells apart \['normal', 'target', 'teardrop'\]; \['a', 'b', 'c'\]", ["a", "b", "c"])
+    refused(small("ours"), saved, r"trained on classes \['normal', 'target', 'teardrop'\]", ["a", "b", "c"])
 
 
 @pytest.mark.parametrize(
-    ("tensors", "about", "words"),
+    ("adaptation", "words"),
     [
-        (lambda t: {n: v for n, v in t.items() if "lora_B" not in n}, lambda a: a, "not those of the adapter"),
-        (lambda t: {n: v[:1] for n, v in t.items()}, lambda a: a, "not those of the adapter"),
-        (lambda t: t, lambda a: a | {"adaptation": {"method": "prefix"}}, "damaged, or no adapter's file"),
-        (lambda t: t, lambda a: {}, "damaged, or no adapter's file"),
+        ({"method": "prefix", "seed": 0}, "does not fit its architecture: method 'prefix' is unknown"),
+        ({"method": "lora", "seed": 0, "rank": 99}, "does not fit its architecture: rank=99"),
+        ({"method": "lora", "seed": 0, "targets": 5}, "does not fit its architecture"),
+        ({"method": "rlrr", "seed": 0}, "does not fit its architecture"),
+        ({"method": "full", "seed": 0}, "was trained in full and has no adapter"),
+        (None, "was trained in full and has no adapter"),
     ],
 )
-def test_a_file_that_says_other_than_it_holds_is_refused(saved, tensors, about, words, small):
-    refused(small("ours"), rewritten(saved, tensors, about), words)
+def test_a_run_that_says_other_than_it_holds_is_refused(saved, adaptation, words, small):
+    info = json.loads((saved / "model.json").read_text())
+    info["weights"]["adaptation"] = adaptation
+    (saved / "model.json").write_text(json.dumps(info))
+    refused(small("ours"), saved, words)
 
 
-def test_no_file_and_no_adapters_file(saved, tmp_path, small):
-    refused(small("ours"), tmp_path / "b.safetensors", "no file at")
-    saved.write_bytes(saved.read_bytes()[:100])
-    refused(small("ours"), saved, "damaged, or no adapter's file")
-    save_file({"a": torch.zeros(1)}, saved)
-    refused(small("ours"), saved, "damaged, or no adapter's file")
-
-
-def test_what_has_no_adapter_is_not_saved_as_one(tmp_path, small):
-    for model in (small("ours"), adapt(small("ours"), "full")):
-        with pytest.raises(AdaptationError, match="is for a model that went through `adapt`"):
-            save_adapter(model, tmp_path / "a.safetensors", CLASSES)
-    assert not list(tmp_path.iterdir())
+def test_what_is_no_run_is_refused(saved, tmp_path, small):
+    refused(small("ours"), tmp_path / "none", "No finished run at")
+    (saved / "model.safetensors").write_bytes(b"cut")
+    refused(small("ours"), saved, "has the SHA-256")

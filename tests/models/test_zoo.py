@@ -108,13 +108,6 @@ def test_options_reach_the_model_and_the_one_rebuilt_from_its_file(name, options
             assert getattr(one.get_submodule(module), attribute) == pytest.approx(value)
 
 
-@pytest.mark.parametrize("name", ["vit_tiny_test", "test_vit", "shufflenet_v2_x0_5"])
-def test_an_architecture_written_before_there_were_options_is_built(name):
-    architecture = build(name, 3, weights=None).architecture
-    assert architecture.pop("options") == {}
-    assert build_from(architecture).architecture == architecture | {"options": {}}
-
-
 @pytest.mark.parametrize(
     ("name", "option", "message"),
     [

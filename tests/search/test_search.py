@@ -12,7 +12,8 @@ import yaml
 
 from medvitlib.cli import main
 from medvitlib.errors import DataError, MedvitError, TrainingError
-from medvitlib.paths import runs_dir
+from medvitlib.models.model_json import read_info
+from medvitlib.paths import WORKING, runs_dir
 from medvitlib.search import trial as trials
 from medvitlib.search import workers
 from medvitlib.search.study import read_study
@@ -133,6 +134,8 @@ def test_an_interrupted_study_goes_on(grid, tmp_path):
     assert set(after.table["state"]) == {"complete"} and len(after.table) == 4
     assert after.table["value"][done].tolist() == before.table["value"][done].tolist()
     assert all(path.stat().st_mtime_ns == time for path, time in began.items())  # nothing done was done again
+    left = [p for p in (runs_dir() / "stopped").rglob("*") if p.name == "last" or p.name.endswith(WORKING)]
+    assert not left  # complete runs keep no state
 
 
 def test_every_worker_dying_is_said(monkeypatch):
@@ -215,7 +218,8 @@ def test_an_adapters_rank_is_a_setting_like_any_other(monkeypatch):
         run_search(content, quiet=True)
     content["search"]["space"] = {"model.adapter.rank": [1, 2]}
     found = run_search(content, quiet=True)
-    assert [load_run(found.folder_of(k)).folder.joinpath("adapter.safetensors").is_file() for k in (0, 1)] == [True] * 2
+    adaptations = [read_info(found.folder_of(k))["weights"]["adaptation"] for k in (0, 1)]
+    assert [adaptation["rank"] for adaptation in adaptations] == [1, 2]
 
 
 def test_poor_points_are_stopped_where_asked(monkeypatch):

@@ -201,16 +201,11 @@ def test_a_run_reads_back_to_the_same_predictions(model, parts):
     assert read.model.preprocessing == model.preprocessing
 
 
-def test_a_run_is_rebuilt_with_its_options_and_one_from_before_there_were_any_too(parts):
+def test_a_run_is_rebuilt_with_its_options(parts):
     model = build("vit_tiny_test", 2, weights=None, image_size=32, quiet=True, dropout=0.3, drop_path=0.2)
-    run = fit_probe(model, parts, name="options", precision=None, device="cpu")
+    fit_probe(model, parts, name="options", precision=None, device="cpu")
     again = load_run("options").model
     assert again.architecture["options"] == {"dropout": 0.3, "drop_path": 0.2} and again.pos_drop.p == 0.3
-    info = json.loads((run.folder / "model.json").read_text())
-    del info["architecture"]["options"]
-    (run.folder / "model.json").write_text(json.dumps(info))
-    older = load_run("options").model
-    assert older.pos_drop.p == 0 and fingerprint(older) == fingerprint(again)
 
 
 def test_the_run_folder_holds_what_the_design_promises(model, parts):

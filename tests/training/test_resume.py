@@ -46,6 +46,7 @@ def test_killed_at_random_and_taken_up_again(tmp_path):
     for name in ("model.safetensors", "validation.csv"):
         assert (straight / name).read_bytes() == (killed / name).read_bytes(), f"{name} differs after {kills}"
     pd.testing.assert_frame_equal(without_times(straight), without_times(killed))
+    assert [path.name for path in killed.parent.glob("[!.]*")] == ["run"] and not (killed / "last").exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -41,7 +41,7 @@ class Familiar:
 
     def distance(self, features: np.ndarray) -> np.ndarray:
         """(N,) of features (N, D); in the mean of the training set's kind about 1."""
-        return _distance(np.asarray(features, np.float64), self.mean, self.basis, self.rest)
+        return _distance(*(np.asarray(values, np.float64) for values in (features, self.mean, self.basis)), self.rest)
 
     def to_dict(self) -> dict:
         """Plain values for JSON; arrays as base64 of little-endian float32."""
@@ -88,12 +88,14 @@ def familiar(
     from sklearn.model_selection import GroupKFold
 
     x, y = (np.asarray(values, np.float64) for values in (training, validation))
-    folds = min(FOLDS, len(np.unique(training_groups)))
-    if len(x) < 20 or folds < 2:
-        raise MedvitError(f"{len(x)} training images of {folds} patients; at least 20 images of 2 patients are needed.")
+    patients = len(np.unique(training_groups))
+    if len(x) < 20 or patients < 2:
+        raise MedvitError(
+            f"{len(x)} training images of {patients} patients; at least 20 images of 2 patients are needed."
+        )
     if not np.isfinite(x).all() or not np.isfinite(y).all():
         raise MedvitError("The model's features contain NaN or infinite values.")
-    parts = [outside for _, outside in GroupKFold(folds).split(x, groups=training_groups)]
+    parts = [outside for _, outside in GroupKFold(min(FOLDS, patients)).split(x, groups=training_groups)]
     centre = x.mean(0)
     held_out = np.empty(len(x))
     with threadpool_limits(1, user_api="blas"):  # several spend their time on waiting for each other
@@ -105,7 +107,7 @@ def familiar(
     limit = float(np.quantile(held_out, 1 - alarms, method="higher"))
     codes = np.unique(validation_groups, return_inverse=True)[1]
     measured = proportion(_distance(y, mean, basis, rest) > limit, codes, groups_known)
-    return Familiar(mean.astype(np.float32), basis.astype(np.float32), rest, limit, alarms, measured)
+    return Familiar(mean.astype(np.float32), np.ascontiguousarray(basis, np.float32), rest, limit, alarms, measured)
 
 
 class _Moments(NamedTuple):

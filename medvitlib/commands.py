@@ -9,7 +9,7 @@ import sys
 import textwrap
 from pathlib import Path
 
-from medvitlib.errors import MedvitError
+from medvitlib.errors import MedvitError, printable
 
 
 def doctor(options: argparse.Namespace) -> int:
@@ -155,7 +155,7 @@ def report(options: argparse.Namespace) -> int:
 
     path, board = write_report(options.runs, options.out, metric=options.metric)
     for folder, why in board.skipped.items():
-        print(f"left out: {folder}: {why}")
+        print(printable(f"left out: {folder}: {why}"))
     evaluated = sum(run.report is not None for run in board.runs.values())
     print(f"{len(board.runs)} runs, {evaluated} of them evaluated: {path} ({path.stat().st_size / 1e6:.1f} MB)")
     return 0

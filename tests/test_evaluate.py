@@ -106,6 +106,7 @@ def test_the_features_of_a_probe_are_not_computed_again(parts, monkeypatch):
     monkeypatch.setattr(features, "_outputs", counted)
     found = fit_probe(build("vit_tiny_test", 2, weights=None, seed=7), parts, name="probed", **CPU)
     assert passes == [("Features", len(parts.train)), ("Features", len(parts.val))]
+    found.model.architecture = dict(reversed(found.model.architecture.items()))  # as other models' are, once loaded
     evaluate(found, parts, figures=False, n_boot=100, **CPU)
     assert passes[2:] == [("Evaluating", len(parts.test))]
 

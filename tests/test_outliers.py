@@ -51,5 +51,8 @@ def test_it_goes_through_json():
 
 
 def test_too_few_images_are_refused():
-    with pytest.raises(MedvitError, match="10 training images: it takes 20"):
-        familiar(features(10, 0), np.arange(10), features(10, 1), np.arange(10))
+    for x, groups in ((features(10, 0), np.arange(10)), (features(30, 0), np.zeros(30))):
+        with pytest.raises(MedvitError, match=f"{len(x)} training images of .* at least 20 images of 2 patients"):
+            familiar(x, groups, features(10, 1), np.arange(10))
+    with pytest.raises(MedvitError, match="NaN or infinite"):
+        familiar(np.full((30, 4), np.nan), np.arange(30), features(10, 1, 4), np.arange(10))

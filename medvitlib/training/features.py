@@ -1,6 +1,7 @@
 """One pass of a model over a data set: logits, or the features that its last layer sees, kept between runs."""
 
 import hashlib
+import json
 import os
 import tempfile
 import zipfile
@@ -118,7 +119,8 @@ def extract_features(
     replace_head(model, nn.Identity())
     try:
         # The pooling is no parameter, so the architecture belongs to the key; how many classes follow does not.
-        architecture = {k: v for k, v in getattr(model, "architecture", {}).items() if k != "num_classes"}
+        parts = {k: v for k, v in getattr(model, "architecture", {}).items() if k != "num_classes"}
+        architecture = json.dumps(parts, sort_keys=True, default=str)  # their order is not that of a loaded model's
         pixels = f"{model.preprocessing} {dataset.channels} {DECODER_VERSION}"
         settings = f"{fingerprint(model)} {architecture} {pixels} {dtype} {device.type}"
         store = cache_dir() / "features" / f"{hashlib.sha256(settings.encode()).hexdigest()[:24]}.npz"

@@ -145,7 +145,7 @@ def test_runs_on_the_same_images_are_compared_and_what_was_left_out_is_named(pag
     first, second = written[1].only(run=["first", "second"]).test_sets()[0]
     expected = written[1].compare(second.name, first.name, n_boot=100).row()
     assert f"Each run minus {first.name}" in text and expected["accuracy"] in text and expected["DeLong p"] in text
-    assert "broken: report.json or predictions.csv cannot be read" in text
+    assert "report.json is not valid JSON" in text
 
 
 def test_notice_size_and_print_rules_are_there(page, written):

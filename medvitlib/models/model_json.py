@@ -6,6 +6,7 @@ fit each other (`check_fit`). The code behind this door relies on it.
 
 import base64
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from medvitlib.jsonfile import (
 
 LARGEST_SIDE = 8192  # pixels of an image
 MOST_CLASSES = 100_000
+LONGEST_REASON = 400  # characters
 LARGEST_OPTION = 1e6  # of a number among a model's options, so that building it ends
 
 
@@ -53,11 +55,16 @@ def _file(where: str, value: Any) -> None:
         raise BadJson(f"{where} is {value!r:.70}; expected a file's name without folders")
 
 
+def _name(where: str, value: Any) -> None:
+    if not isinstance(value, str) or not re.fullmatch(r"[\w.-]+", value):  # a colon would send timm to the network
+        raise BadJson(f"{where} is {value!r:.70}; expected a model's name: letters, digits, and any of _ . -")
+
+
 CLASSES = listing(text(), 2, MOST_CLASSES)
 SIZE = listing(number(1, LARGEST_SIDE, whole=True), 2, 2)
 ARCHITECTURE = {
     "library": text("medvitlib", "timm", "torchvision"),
-    "name": text(),
+    "name": _name,
     "num_classes": number(2, MOST_CLASSES, whole=True),
     "image_size": SIZE,
     "pool": maybe(text("token", "mean", "token_mean")),
@@ -94,7 +101,7 @@ PREDICTION = {
     "familiar": maybe(record(FAMILIAR)),
     "unchecked?": text(least=0),
 }
-BASE = {"name": text(), "file": _file, "source": text(), "licence": text(), "sha256": _sha256}
+BASE = {"name": _name, "file": _file, "source": text(), "licence": text(), "sha256": _sha256}
 WEIGHTS = {
     "sha256": _sha256,
     "tensors": number(1, 1e6, whole=True),
@@ -114,7 +121,7 @@ FIELDS = {
     "thresholds?": mapping(SHARE),
     "no_threshold?": mapping(text()),
     "target_recall?": number(1e-9, 1),
-    "prediction?": maybe(record(PREDICTION)),
+    "prediction?": maybe(record(PREDICTION, others=anything)),
 }
 ONNX_FIELDS = {**FIELDS, "precision": text("float32", "int8, dynamic", "int8, static")}
 
@@ -145,6 +152,7 @@ def update_info(folder: Path, **changed: Any) -> None:
 def unreadable(what: str, folder: Path, error: Exception) -> MedvitError:
     """The error to raise for files of a run that cannot be read."""
     reason = " ".join(str(error).split()).removesuffix(".") or type(error).__name__
+    reason = reason if len(reason) <= LONGEST_REASON else f"{reason[:LONGEST_REASON]} ..."
     return MedvitError(
         f"The {what} in {folder} cannot be read ({reason}). Run the training again, or restore the folder."
     )
@@ -181,6 +189,8 @@ def check_fit(where: str, info: dict[str, Any]) -> None:
         preprocessing["image_size"] == architecture["image_size"],
         f"preprocessing.image_size is {preprocessing['image_size']}, the architecture's {architecture['image_size']}",
     )
+    base = info.get("weights", {}).get("base")
+    expect(not base or base["name"] == architecture["name"], "weights.base.name is not the architecture's name")
     if sets:
         expect(sets["classes"] == classes, "prediction.sets.classes are not the model's classes")
         for name in ("cutoffs", "patients"):

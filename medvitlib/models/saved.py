@@ -66,8 +66,7 @@ def save_model(model: nn.Module, folder: Path, info: dict, *, keep_zeros: bool =
         "adaptation": getattr(model, "adaptation", None),
         "keep_zeros": keep_zeros,
     }
-    preprocessing = {**vars(model.preprocessing)}
-    about = {"architecture": model.architecture, "preprocessing": preprocessing, "weights": weights}
+    about = {"architecture": model.architecture, "preprocessing": vars(model.preprocessing), "weights": weights}
     write_json(folder / "model.json", {**about, **info})
 
 
@@ -91,8 +90,8 @@ def save_whole(run: str | Path, folder: str | Path) -> Path:
         save_model(model, folder, {key: value for key, value in info.items() if key not in own}, whole=True)
     except FileExistsError:
         raise MedvitError(f"{folder} exists: name a folder that does not.") from None
-    except OSError as error:
-        raise MedvitError(f"{folder} cannot be written ({error.strerror or error}).") from error
+    except (OSError, SafetensorError) as error:  # of a full disk each of them may tell
+        raise MedvitError(f"{folder} cannot be written ({getattr(error, 'strerror', None) or error}).") from error
     return folder
 
 

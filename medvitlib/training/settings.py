@@ -38,7 +38,7 @@ FIELDS = {
     "method": text(),
     "data": record(
         {
-            "name": text(),
+            "name": text(least=0),
             "parts": record({"train": text(), "val": text(), "test": text()}),
             "table": record(
                 {"columns": listing(text()), "index": listing(text()), "data": listing(listing(maybe(number())))}

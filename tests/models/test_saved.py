@@ -1,11 +1,13 @@
 """A model on disk is read as it was written, or refused with the reason."""
 
 import contextlib
+import copy
 import io
 import json
 import os
 import random
 import shutil
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -13,6 +15,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from medvitlib.cli import main
 from medvitlib.data import open_dataset, split
@@ -22,13 +25,15 @@ from medvitlib.evaluation import Report
 from medvitlib.export import export
 from medvitlib.finished import read_run
 from medvitlib.leaderboard import leaderboard
+from medvitlib.models.adapt import adapt
 from medvitlib.models.onnx_model import OnnxModel
 from medvitlib.models.saved import load_model
 from medvitlib.models.zoo import build
 from medvitlib.predict import Predictor
 from medvitlib.report_page import write_report
 from medvitlib.teaching import FOLDER
-from medvitlib.training.probe import fit_probe
+from medvitlib.training.config import TrainConfig
+from medvitlib.training.fit import fit
 from medvitlib.training.run import load_run
 
 CPU = {"device": "cpu", "precision": None}
@@ -74,6 +79,7 @@ def of_three_classes(folder):
         (says(thresholds={"recall": None}), "model.json: thresholds.recall is null; expected a number from 0 to 1"),
         (says(weights={}), "weights has no field 'sha256'"),
         (says(preprocessing={"image_size": "big"}), 'preprocessing.image_size is "big"; expected a list of 2 items'),
+        (says(preprocessing={}), "preprocessing has no field 'image_size'"),
         (lambda folder: (folder / "model.safetensors").unlink(), "No such file"),
         (lambda folder: (folder / "model.json").write_text("{"), "model.json is not valid JSON"),
         (lambda folder: (folder / "model.json").write_text("[" * 100_000), "model.json is not valid JSON"),
@@ -126,16 +132,22 @@ def test_an_architecture_that_does_not_fit_is_refused_before_memory_is_taken(fol
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A small run with every field there is, and its exported file."""
+    """A small run with every field there is: an adapter on a base in a file, evaluated, prepared, exported."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MEDVIT_RUNS", str(tmp_path_factory.mktemp("runs")))
+        patch.setenv("MEDVIT_WEIGHTS", str(tmp_path_factory.mktemp("weights")))
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        base = build("vit_tiny_test", 2, weights=None)
+        save_file(base.state_dict(), Path(os.environ["MEDVIT_WEIGHTS"]) / "tiny.safetensors")
         parts = split(open_dataset("phantom/cxr", image_size=32, n_patients=80, difficulty=0.0))
-        run = fit_probe(build("vit_tiny_test", 2, weights=None), parts, name="run", strengths=(0.1,), **CPU)
+        model = adapt(build("vit_tiny_test", 2, weights="tiny.safetensors", quiet=True), "lora", rank=1)
+        run = fit(model, parts, TrainConfig(epochs=1, lr=1e-2), name="run", quiet=True, **CPU)
         evaluate(run, parts, coverage=0.5, n_boot=100, **CPU)
         export(run.folder)
         info = json.loads((run.folder / "model.json").read_text())
         assert info["prediction"]["sets"] and info["prediction"]["familiar"] and info["thresholds"]
-        yield run
+        assert info["weights"]["base"] and info["weights"]["adaptation"]
+        yield run.folder
 
 
 scalars = (
@@ -164,19 +176,29 @@ def places(value, path=()):
 def mutated(draw, content):
     """The text of a JSON document with another value in one position, a position removed, or one added."""
     content = json.loads(json.dumps(content))
-    path, how = draw(st.sampled_from(list(places(content)))), draw(st.sampled_from(["replace", "remove", "add"]))
+    path, how = (
+        draw(st.sampled_from(list(places(content)))),
+        draw(st.sampled_from(["replace", "swap", "remove", "add"])),
+    )
     if not path:
         return json.dumps(draw(values))
-    parent = content
-    for key in path[:-1]:
-        parent = parent[key]
+    *outer, last = path
+    parent = at(content, outer)
     if how == "remove":
-        del parent[path[-1]]
+        del parent[last]
     elif how == "add" and isinstance(parent, dict):
         parent[draw(st.text(max_size=6))] = draw(values)
+    elif how == "swap":  # a value that is right elsewhere
+        parent[last] = copy.deepcopy(at(content, draw(st.sampled_from(list(places(content))))))
     else:
-        parent[path[-1]] = draw(values)
+        parent[last] = draw(values)
     return json.dumps(content)
+
+
+def at(value, path):
+    for key in path:
+        value = value[key]
+    return value
 
 
 def outcome(function, *arguments) -> str:
@@ -191,10 +213,11 @@ def outcome(function, *arguments) -> str:
     return found
 
 
-def spoiled(folder, tmp_path_factory, name: str, content: str):
-    copy = shutil.copytree(folder, tmp_path_factory.mktemp("spoiled") / "run")
-    (copy / name).write_text(content)
-    return copy
+def spoiled(run, tmp_path_factory, name: str, content: str):
+    """A copy of a run's folder with another content in one of its files."""
+    folder = shutil.copytree(run, tmp_path_factory.mktemp("spoiled") / "run")
+    (folder / name).write_text(content)
+    return folder
 
 
 MANY = settings(max_examples=int(os.environ.get("MEDVIT_EXAMPLES", "60")), deadline=None)
@@ -205,27 +228,27 @@ IMAGE = np.zeros((32, 32), np.uint8)
 @settings(MANY, max_examples=5 * MANY.max_examples)
 @given(st.data())
 def test_any_value_in_any_position_of_model_json_is_an_answer_or_refused_in_a_sentence(run, tmp_path_factory, data):
-    info = json.loads((run.folder / "model.json").read_text())
-    copy = spoiled(run.folder, tmp_path_factory, "model.json", data.draw(mutated(info)))
-    first = outcome(load_model, copy)
+    info = json.loads((run / "model.json").read_text())
+    folder = spoiled(run, tmp_path_factory, "model.json", data.draw(mutated(info)))
+    first = outcome(load_model, folder)
 
     def predict():
-        list(Predictor(copy, **CPU).predict(IMAGE, quiet=True))
+        list(Predictor(folder, **CPU).predict(IMAGE, quiet=True))
 
     if outcome(predict) == "refused":  # of a loaded model, where the threshold that it was asked for is not stored
-        assert first == "refused" or "recall" not in load_model(copy)[1].get("thresholds", {})
+        assert first == "refused" or "recall" not in load_model(folder)[1].get("thresholds", {})
     else:
         assert first != "refused"
-    outcome(load_run, copy)  # it needs a field more
-    if outcome(read_run, copy) == "refused":  # it loads no tensors, so it may accept what does not fit them
+    outcome(load_run, folder)  # it needs a field more
+    if outcome(read_run, folder) == "refused":  # it loads no tensors, so it may accept what does not fit them
         assert first == "refused"
-    shutil.rmtree(copy.parent)
+    shutil.rmtree(folder.parent)
 
 
 @MANY
 @given(st.data())
 def test_any_value_in_the_metadata_of_an_exported_file_is_an_answer_or_refused_in_a_sentence(run, data):
-    model = OnnxModel(run.folder / "model.onnx")
+    model = OnnxModel(run / "model.onnx")
     content = data.draw(mutated(model.info))
     info = json.loads(content)
     stored = {f"medvitlib.{k}": json.dumps(v) for k, v in info.items()} if isinstance(info, dict) else {"a": content}
@@ -242,7 +265,7 @@ def test_any_value_in_the_metadata_of_an_exported_file_is_an_answer_or_refused_i
             return type("Meta", (), {"custom_metadata_map": stored})
 
     def predict():
-        list(Predictor(run.folder / "model.onnx", **CPU).predict(IMAGE, quiet=True))
+        list(Predictor(run / "model.onnx", **CPU).predict(IMAGE, quiet=True))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("onnxruntime.InferenceSession", Session)
@@ -252,54 +275,51 @@ def test_any_value_in_the_metadata_of_an_exported_file_is_an_answer_or_refused_i
 @MANY
 @given(st.data())
 def test_the_command_answers_or_says_one_sentence(run, tmp_path_factory, data):
-    info = json.loads((run.folder / "model.json").read_text())
-    copy = spoiled(run.folder, tmp_path_factory, "model.json", data.draw(mutated(info)))
-    cv2.imwrite(str(copy / "image.png"), IMAGE)
-    with (
-        contextlib.redirect_stderr(io.StringIO()) as err,
-        contextlib.redirect_stdout(io.TextIOWrapper(io.BytesIO(), "utf-8")),
-    ):
-        status = main(["predict", str(copy), str(copy / "image.png"), "--device", "cpu", "--out", str(copy / "a.csv")])
+    info = json.loads((run / "model.json").read_text())
+    folder = spoiled(run, tmp_path_factory, "model.json", data.draw(mutated(info)))
+    cv2.imwrite(str(folder / "image.png"), IMAGE)
+    screen = io.TextIOWrapper(io.BytesIO(), "utf-8")  # strict: half of a surrogate pair cannot be shown
+    with contextlib.redirect_stderr(io.StringIO()) as err, contextlib.redirect_stdout(screen):
+        status = main(["predict", str(folder), str(folder / "image.png"), "--device", "cpu"])
     assert status in (0, 1)
     assert "Traceback" not in err.getvalue() and (status == 0) == (err.getvalue() == "")
-    shutil.rmtree(copy.parent)
+    shutil.rmtree(folder.parent)
 
 
-def use(copy):
+def use(folder):
     """Everything that reads a run without its model, and what is shown of it."""
-    board = leaderboard(copy)
+    board = leaderboard(folder)
     board.show()
     board.table, board.best("accuracy"), board.beside_published()
     for one in board.runs.values():
         if one.report is not None:
             one.report.sentences(), one.report.table(), one.report.operating_table()
-    write_report([copy], copy.parent / "page.html")
+    write_report([folder], folder.parent / "page.html")
 
 
 @pytest.mark.parametrize("name", ["config.json", "report.json"])
 @MANY
 @given(st.data())
 def test_any_value_in_any_position_of_the_other_files_is_an_answer_or_refused(run, name, tmp_path_factory, data):
-    content = json.loads((run.folder / name).read_text())
-    copy = spoiled(run.folder, tmp_path_factory, name, data.draw(mutated(content)))
-    outcome(read_run, copy)
-    outcome(Report.load, copy)
+    content = json.loads((run / name).read_text())
+    folder = spoiled(run, tmp_path_factory, name, data.draw(mutated(content)))
+    outcome(read_run, folder)
+    outcome(Report.load, folder)
     with contextlib.suppress(MedvitError):  # where no run is left, one line for each
-        use(copy)
-    shutil.rmtree(copy.parent)
+        use(folder)
+    shutil.rmtree(folder.parent)
 
 
 @pytest.mark.parametrize("name", ["validation.csv", "predictions.csv", "metrics.csv"])
 @MANY
 @given(st.data())
 def test_a_damaged_table_is_an_answer_or_refused(run, name, tmp_path_factory, data):
-    rows = [line.split(",") for line in (run.folder / name).read_text().splitlines()]
+    rows = [line.split(",") for line in (run / name).read_text().splitlines()]
     row = data.draw(st.integers(0, len(rows) - 1))
     column = data.draw(st.integers(0, len(rows[row]) - 1))
     how = data.draw(st.sampled_from(["cell", "cut", "short", "long"]))
-    cell = data.draw(
-        st.text(max_size=8) | st.sampled_from(["nan", "inf", "", "1e999", '"', "x,y", "-1", "2", "normal"])
-    )
+    odd = ["nan", "inf", "", "1e999", '"', "x,y", "-1", "2", "normal"]
+    cell = data.draw(st.text(max_size=8) | st.sampled_from(odd))
     rows[row] = {
         "cell": [*rows[row][:column], cell, *rows[row][column + 1 :]],
         "cut": rows[row],
@@ -307,12 +327,12 @@ def test_a_damaged_table_is_an_answer_or_refused(run, name, tmp_path_factory, da
         "long": [*rows[row], cell],
     }[how]
     text = "\n".join(",".join(one) for one in (rows[:row] if how == "cut" else rows))
-    copy = spoiled(run.folder, tmp_path_factory, name, "")
-    (copy / name).write_bytes(text.encode("utf-8", "surrogatepass"))
+    folder = spoiled(run, tmp_path_factory, name, "")
+    (folder / name).write_bytes(text.encode("utf-8", "surrogatepass"))
     if name == "validation.csv":
-        outcome(load_run, copy)
+        outcome(load_run, folder)
     else:
-        outcome(Report.load, copy)
+        outcome(Report.load, folder)
         with contextlib.suppress(MedvitError):
-            use(copy)
-    shutil.rmtree(copy.parent)
+            use(folder)
+    shutil.rmtree(folder.parent)

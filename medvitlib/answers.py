@@ -149,8 +149,8 @@ def try_it(predictor: Predictor, answers: Sequence[Prediction], *, interactive: 
     dropped: list[Prediction] = []
 
     def refresh(_=None) -> None:
-        if predictor.positive:
-            predictor.threshold = slider.value
+        if predictor.positive and slider.value != predictor.threshold:
+            predictor.threshold, predictor.rule = slider.value, "as given"
         if upload.value and (not dropped or dropped[0].name != upload.value[0]["name"]):
             file = upload.value[0]
             (answer,) = predictor.predict(bytes(file["content"]), quiet=True)

@@ -123,15 +123,13 @@ def evaluate(options: argparse.Namespace) -> int:
 
 
 def predict(options: argparse.Namespace) -> int:
-    from medvitlib.predict import NOTICE, Predictor, written
+    from medvitlib.predict import NOTICE, Predictor, summary, written
 
     predictor = Predictor(options.model, threshold=options.threshold, device=options.device)
     asked = {"batch_size": options.batch_size, "allow_private": options.allow_private, "quiet": not options.out}
     answers = predictor.predict(options.images, **asked)
     counts = written(answers, predictor, options.out, options.maps, show=print)
-    unlike = "not checked" if counts["unlike"] is None else counts["unlike"]
-    print(f"Images: {counts['images']}; without an answer: {counts['errors']}; unlike the training images: {unlike}.")
-    print(*predictor.missing, NOTICE, sep="\n")
+    print("", *summary(counts, predictor), NOTICE, sep="\n")
     return 1 if counts["errors"] == counts["images"] else 0
 
 

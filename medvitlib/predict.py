@@ -8,6 +8,8 @@ A run's model.safetensors and model.json are read, and the pretrained weights th
 them. Images pass one batch at a time, so memory is the same for ten and for a hundred thousand.
 """
 
+import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -37,6 +39,12 @@ from medvitlib.teaching import FOLDER as TEACHING
 from medvitlib.training.features import hardware, side_by_side
 
 NOTICE = "Research software, no medical device: not for diagnosis."
+RULES = {
+    "0.5": "one half",
+    "recall": "chosen for recall on validation",
+    "published": "published rule, on validation",
+    "certified": "certified on validation",
+}
 NOT_PREPARED = "It was not prepared: evaluate(run, parts), with the split the model was trained on, does it."
 
 
@@ -48,9 +56,10 @@ class Prediction:
         name: path or address, or the position in an array.
         probabilities: class -> probability, calibrated; empty where the image could not be read.
         label: the decision: of two classes the positive one from the threshold on, of more the likeliest.
-        threshold: that decided; nan for more than two classes.
+        threshold, rule: that decided, and where it comes from (see `Predictor.rule`); nan for more than two classes.
         classes: the set that holds the true class as often as `Predictor.sets` says; None where none was calibrated.
         distance, unlike: from the training images, and whether it exceeds the limit; nan and None where not checked.
+        positive: the class whose probability is compared with the threshold; None for more than two classes.
         error: why there is no answer; empty otherwise.
         image: uint8 (H, W, C), as the model saw it.
     """
@@ -59,9 +68,11 @@ class Prediction:
     probabilities: dict[str, float]
     label: str
     threshold: float
+    rule: str
     classes: tuple[str, ...] | None
     distance: float
     unlike: bool | None
+    positive: str | None = None
     error: str = ""
     image: np.ndarray | None = None
 
@@ -70,7 +81,8 @@ class Prediction:
         row = {"image": readable(self.name), "decision": self.label}
         row |= {f"p_{name}": f"{p:.6g}" for name, p in self.probabilities.items()}
         if self.error:
-            return row | {"set": "", "distance": "", "unlike": "", "error": self.error}
+            return row | dict.fromkeys(("threshold", "rule", "set", "distance", "unlike"), "") | {"error": self.error}
+        row |= {"threshold": "" if math.isnan(self.threshold) else f"{self.threshold:.6g}", "rule": self.rule}
         row["set"] = "not calibrated" if self.classes is None else " or ".join(self.classes) or "no class"
         row["distance"] = "not checked" if self.unlike is None else f"{self.distance:.4g}"
         row["unlike"] = "not checked" if self.unlike is None else int(self.unlike)
@@ -80,9 +92,15 @@ class Prediction:
         """The answer in words, with what speaks against believing it."""
         if self.error:
             return f"no answer: {self.error}"
-        said = f"{self.label} (probability {self.probabilities[self.label]:.3f})"
-        if self.classes is not None and len(self.classes) != 1:
-            said += f"; could be {' or '.join(self.classes)}" if self.classes else "; like no class it was taught"
+        if self.positive is None:
+            said = f"{self.label} (probability {self.probabilities[self.label]:.3f}, {self.rule})"
+        else:
+            p = self.probabilities[self.positive]
+            side = "at or above" if p >= self.threshold else "below"
+            said = f"{self.label}: p({self.positive}) = {p:.3f}, {side} {self.threshold:.3f} ({self.rule})"
+        if self.classes is not None and self.classes != (self.label,):
+            held = " or ".join(self.classes) if self.label in self.classes else f"only {', '.join(self.classes)}"
+            said += f"; its set holds {held}" if self.classes else "; like no class it was taught"
         if self.unlike is None:
             return f"{said}; not checked for being unlike the training images"
         return said + ("; UNLIKE the training images: do not rely on this" if self.unlike else "")
@@ -98,6 +116,7 @@ class Predictor:
         device, precision: as `fit` takes them.
 
     Attributes:
+        threshold, rule: of the decisions, and in words where it comes from.
         sets, familiar: what gives the set of classes, and the distance from the training images; None where `evaluate`
             did not store it. `missing` says why.
 
@@ -125,6 +144,7 @@ class Predictor:
         self.classes, self.positive = list(info["classes"]), info["positive"]
         self.temperature = info.get("temperature", 1.0)
         self.threshold = self._threshold(info, threshold)
+        self.rule = RULES.get(str(threshold), "as given") if self.positive is not None else "the largest"
         stored = info.get("prediction") or {}
         self.sets = Conformal(**stored["sets"]) if stored.get("sets") else None
         self.familiar = Familiar.from_dict(stored["familiar"]) if stored.get("familiar") else None
@@ -143,7 +163,11 @@ class Predictor:
         return found
 
     def __str__(self) -> str:
-        decision = "the likeliest class" if self.positive is None else f"{self.positive} from {self.threshold:.3f} on"
+        decision = (
+            "the likeliest class"
+            if self.positive is None
+            else f"{self.positive} from {self.threshold:.3f} on ({self.rule})"
+        )
         sets = f"not calibrated. {self._reasons['sets'] or NOT_PREPARED}"
         if self.sets is not None:
             each = "of each class" if self.sets.by == "class" else "of all classes together"
@@ -195,7 +219,7 @@ class Predictor:
         if answer.error:
             return answer
         p = np.array(list(answer.probabilities.values()))
-        return replace(answer, label=self._decide(p), threshold=self.threshold)
+        return replace(answer, label=self._decide(p), threshold=self.threshold, rule=self.rule)
 
     def _see(self, layer: torch.nn.Module, inputs: tuple[torch.Tensor]) -> None:
         self._seen[get_ident()] = inputs[0].detach()
@@ -238,14 +262,15 @@ class Predictor:
         found = iter(self._outputs(good)) if good else iter(())
         for name, image in zip(names, images, strict=True):
             if isinstance(image, str):
-                yield Prediction(name, {}, "", self.threshold, None, float("nan"), None, image)
+                yield Prediction(name, {}, "", self.threshold, "", None, float("nan"), None, self.positive, image)
                 continue
             p, distance = next(found)
             inside = None if self.sets is None else self.sets.sets(p)
             chosen = None if inside is None else tuple(c for c, yes in zip(self.classes, inside, strict=True) if yes)
             unlike = None if self.familiar is None else distance > self.familiar.limit
             by_name = dict(zip(self.classes, p.tolist(), strict=True))
-            yield Prediction(name, by_name, self._decide(p), self.threshold, chosen, distance, unlike, "", image)
+            decided = self._decide(p), self.threshold, self.rule
+            yield Prediction(name, by_name, *decided, chosen, distance, unlike, self.positive, "", image)
 
     def _outputs(self, images: list[np.ndarray]) -> Iterator[tuple[np.ndarray, float]]:
         """Probabilities (K,) and distance of each image, from one pass: grey and coloured ones apart."""
@@ -298,7 +323,7 @@ def written(
     table: str | Path | None = None,
     maps: str | Path | None = None,
     show: Callable[[str], None] | None = None,
-) -> dict[str, int]:
+) -> Counter:
     """Write answers as they come: a row an image into a CSV, a picture an image into a folder, else a line each.
 
     Args:
@@ -307,16 +332,16 @@ def written(
         show: what prints a line, where there is no table.
 
     Returns:
-        how many images, errors and unlike ones there were; "unlike" is None where that was not checked.
+        counts of "images", "errors", "unlike", "unclear" (not one class in the set) and ("decision", class).
 
     Raises:
         DataError: the table or folder cannot be written.
     """
-    counts = {"images": 0, "errors": 0, "unlike": None if predictor.familiar is None else 0}
+    counts = Counter(images=0, errors=0, unlike=0, unclear=0)
     try:
         with open(table, "w", newline="", encoding="utf-8") if table else nullcontext() as file:
             probabilities = (f"p_{name}" for name in predictor.classes)
-            columns = ["image", "decision", *probabilities, "set", "distance", "unlike", "error"]
+            columns = ["image", "decision", *probabilities, "threshold", "rule", "set", "distance", "unlike", "error"]
             if file:
                 file.write(csv_line(columns))
             if maps:
@@ -326,8 +351,9 @@ def written(
             for answer in answers:
                 counts["images"] += 1
                 counts["errors"] += bool(answer.error)
-                if answer.unlike:
-                    counts["unlike"] += 1
+                counts["unlike"] += bool(answer.unlike)
+                counts["unclear"] += answer.classes is not None and len(answer.classes) != 1
+                counts["decision", answer.label] += not answer.error
                 if file:
                     row = answer.row()
                     file.write(csv_line(row.get(column, "") for column in columns))
@@ -337,5 +363,22 @@ def written(
                     name = f"{counts['images']:06d}_{Path(answer.name).stem or 'image'}.png"
                     draw_answer(predictor, answer).savefig(Path(maps) / name)
     except OSError as error:
-        raise DataError(f"{error.filename or table} cannot be written ({error.strerror or error}).") from error
+        raise DataError(f"{error.filename or maps or table} cannot be written ({error.strerror or error}).") from error
     return counts
+
+
+def summary(counts: Counter, predictor: Predictor) -> list[str]:
+    """Say in a few lines what `written` counted, by which threshold it was decided, and what was not checked."""
+    each = "; ".join(f"{name}: {counts['decision', name]}" for name in predictor.classes)
+    if predictor.positive is None:
+        rule = "the largest probability decides"
+    else:
+        rule = f"{predictor.positive} from p({predictor.positive}) = {predictor.threshold:.3f} on, {predictor.rule}"
+    unclear = "not calibrated" if predictor.sets is None else counts["unclear"]
+    unlike = "not checked" if predictor.familiar is None else counts["unlike"]
+    return [
+        f"Images: {counts['images']}; without an answer: {counts['errors']}.",
+        f"{each} ({rule}).",
+        f"Not one class in the set: {unclear}; unlike the training images: {unlike}.",
+        *predictor.missing,
+    ]

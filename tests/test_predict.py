@@ -1,9 +1,12 @@
 """The next image: from every kind of source, one answer each, and a reason where there is none."""
 
+import errno
 import json
 import os
+import re
 import shutil
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import cv2
@@ -281,6 +284,60 @@ def test_a_check_that_was_not_prepared_is_never_reported_as_made(
     assert (UNUSUAL in said) == (prepared and not checked and bool(unchecked))
     unprepared = (not with_sets and not (prepared and refused)) or (not checked and not (prepared and unchecked))
     assert ("evaluate(run, parts), with the split" in said) == unprepared
+
+
+def test_every_answer_names_the_probability_the_threshold_and_where_it_comes_from(saved_with):
+    folder = saved_with(thresholds={"0.5": 0.5, "recall": 0.2, "published": 0.9}, prediction=None)
+    image = np.zeros((32, 32, 3), np.uint8)
+    for asked, threshold, words in (
+        ("recall", 0.2, "chosen for recall on validation"),
+        ("published", 0.9, "published rule, on validation"),
+        ("0.5", 0.5, "one half"),
+        (0.25, 0.25, "as given"),
+    ):
+        (answer,) = Predictor(folder, threshold=asked, **CPU).predict(image, quiet=True)
+        p = answer.probabilities["malignant"]
+        side = "at or above" if answer.label == "malignant" else "below"
+        assert (p >= threshold) == (answer.label == "malignant")
+        assert answer.sentence().startswith(f"{answer.label}: p(malignant) = {p:.3f}, {side} {threshold:.3f} ({words})")
+        assert (float(answer.row()["threshold"]), answer.row()["rule"]) == (threshold, words)
+
+
+def test_a_decision_that_its_set_does_not_hold_is_said(saved_with):
+    sets = {"coverage": 0.9, "by": "all", "classes": TWO_CLASSES, "cutoffs": [0.3, 0.3], "patients": [50, 50]}
+    predictor = Predictor(
+        saved_with(thresholds={"recall": 0.5}, prediction={"sets": sets, "refused": [], "familiar": None}), **CPU
+    )
+    (answer,) = predictor.predict(np.zeros((32, 32, 3), np.uint8), quiet=True)
+    other = next(name for name in TWO_CLASSES if name != answer.label)
+    assert f"; its set holds only {other}" in replace(answer, classes=(other,)).sentence()
+    assert "; its set holds benign or malignant" in replace(answer, classes=("benign", "malignant")).sentence()
+    assert "its set" not in replace(answer, classes=(answer.label,)).sentence()
+
+
+def test_the_command_ends_with_a_summary(saved_with, tmp_path, capsys):
+    folder = saved_with(thresholds={"recall": 0.2}, prediction=None)
+    for k in range(3):
+        cv2.imwrite(str(tmp_path / f"{k}.png"), np.full((32, 32, 3), 80 * k, np.uint8))
+    (tmp_path / "torn.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    assert main(["predict", str(folder), str(tmp_path), "--device", "cpu"]) == 0
+    said = capsys.readouterr().out
+    assert "Images: 4; without an answer: 1." in said
+    counted = re.search(r"benign: (\d); malignant: (\d) \(malignant from p\(malignant\) = 0.200 on, chosen for", said)
+    assert sum(map(int, counted.groups())) == 3
+    assert "Not one class in the set: not calibrated; unlike the training images: not checked." in said
+
+
+def test_a_folder_of_maps_that_cannot_be_written_is_named(saved_with, tmp_path, monkeypatch, capsys):
+    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((32, 32, 3), np.uint8))
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", full)
+    folder = saved_with(thresholds={"recall": 0.2})
+    assert main(["predict", str(folder), str(tmp_path / "a.png"), "--maps", str(tmp_path / "maps")]) == 1
+    assert f"{tmp_path / 'maps'} cannot be written (No space left on device)" in capsys.readouterr().err
 
 
 def test_an_unreadable_image_was_not_checked_either(saved_with, tmp_path):

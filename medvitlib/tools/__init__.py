@@ -1,0 +1,1 @@
+"""Tools for the project itself: run its notebooks, check their figures, on several arithmetics of one processor."""

@@ -75,7 +75,11 @@ def _parser() -> argparse.ArgumentParser:
     score = add(top, "evaluate", commands.evaluate, "score a trained model on a data set anew, with plots and a report")
     score.add_argument("model", metavar="MODEL", help="a run's folder or name, or a folder with its two model files")
     score.add_argument("data", metavar="DATA", help="a folder of class folders, a manifest, a .npz, or a set's name")
-    score.add_argument("--part", choices=("test", "val", "train", "all"), help="default: test, or all if not split")
+    score.add_argument(
+        "--part",
+        choices=("test", "val", "train", "all"),
+        help="official, or of the run's own split (default: official test, or all)",
+    )
     score.add_argument("--positive", metavar="CLASS", help="of several findings an image, the one to tell")
     score.add_argument("--groups", metavar="CSV", help="which images belong together: a CSV, a pattern or its name")
     score.add_argument(

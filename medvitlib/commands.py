@@ -102,7 +102,7 @@ def train(options: argparse.Namespace) -> int:
 def evaluate(options: argparse.Namespace) -> int:
     from medvitlib.data import open_dataset
     from medvitlib.data.sources.medmnist import is_ordered
-    from medvitlib.evaluate import evaluate_saved
+    from medvitlib.evaluate import evaluate_saved, own_part
     from medvitlib.models.saved import load_model, model_folder
     from medvitlib.paths import runs_dir
 
@@ -111,12 +111,17 @@ def evaluate(options: argparse.Namespace) -> int:
     size = tuple(info["preprocessing"]["image_size"])
     ds = open_dataset(options.data, image_size=size, positive=options.positive, groups=options.groups)
     part = options.part or ("test" if (ds.splits == "test").any() else "all")
-    ds = ds if part == "all" else ds.subset(ds.splits == part)
+    official = (ds.splits != "").any()
+    ds = own_part(folder, ds, part)
     name = f"evaluate-{folder.absolute().name}-{ds.name.replace('/', '-')}"
     out = Path(options.out) if options.out else runs_dir() / name
     asked = {"ordered": options.ordered or is_ordered(options.data), "device": options.device}
     report = evaluate_saved(folder, ds, out=out, **asked)
-    words = "all images" if part == "all" else f"the official {part} part"
+    words = (
+        "all images"
+        if part == "all"
+        else f"the {'official ' if official else ''}{part} part{'' if official else ' of the run'}"
+    )
     print(f"{folder.name} on {words} of {ds.name}:", *report.sentences(), sep="\n")
     print(f"\nreport.json, predictions.csv and plots: {out}")
     return 0

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 
 from medvitlib.data import Dataset, Split
@@ -19,11 +20,12 @@ from medvitlib.evaluation.calibration import apply_temperature
 from medvitlib.evaluation.conformal import NotCalibrated, conformal
 from medvitlib.evaluation.inputs import check_share
 from medvitlib.evaluation.report import Predictions, Report, Stored, build_report
-from medvitlib.models.model_json import update_info
+from medvitlib.models.model_json import unreadable, update_info
 from medvitlib.models.saved import load_model, model_folder
 from medvitlib.outliers import familiar
 from medvitlib.training.features import extract_features, forward
-from medvitlib.training.run import Run, read_validation
+from medvitlib.training.run import Run
+from medvitlib.training.settings import HASH
 
 
 def evaluate(
@@ -94,6 +96,7 @@ def evaluate(
         n_boot=n_boot,
         seed=seed,
     )
+    report.alerts.extend(_alerts(run.folder, dataset))
     found = {
         "temperature": report.temperature,
         "thresholds": report.thresholds,
@@ -181,7 +184,7 @@ def evaluate_saved(
         n_boot=n_boot,
         seed=seed,
     )
-    report.notes.extend(_seen_before(folder, info["classes"], dataset))
+    report.alerts.extend(_alerts(folder, dataset))
     if out is not None:
         try:
             report.save(out, ids=dataset.ids, splits=dataset.splits)
@@ -204,16 +207,57 @@ def _as_trained(dataset: Dataset, info: dict, folder: str | Path) -> Dataset:
     return replace(dataset, positive=info["positive"])
 
 
-def _seen_before(folder: Path, classes: list[str], dataset: Dataset) -> list[str]:
-    """A warning, where the folder remembers validation images of the same names as these."""
-    if not (folder / "validation.csv").is_file():
+def own_part(folder: str | Path, dataset: Dataset, part: str) -> Dataset:
+    """Return one part of a data set: an official one where it has them, else that of the split a run was trained on.
+
+    Images are recognised by their content. "test" is whatever was neither trained nor validated on.
+
+    Args:
+        folder: of a run, or its name.
+        part: "train", "val", "test", or "all".
+
+    Raises:
+        EvaluationError: the part has no images, or the run does not say which images it was trained on.
+    """
+    if part == "all":
+        return dataset
+    rows = dataset.splits == part
+    if not (dataset.splits != "").any():
+        seen = seen_images(model_folder(folder))
+        if not seen:
+            raise EvaluationError(
+                f"{dataset.name!r} has no official parts, and {folder} has no images.csv: leave out --part."
+            )
+        hashes = [str(digest)[:HASH] for digest in dataset.hashes]
+        rows = np.array([seen.get(digest, "test") == part for digest in hashes])
+    if not rows.any():
+        raise EvaluationError(f"No image of {dataset.name!r} is in the {part} part.")
+    return dataset.subset(rows)
+
+
+def seen_images(folder: Path) -> dict[str, str]:
+    """Return the part, "train" or "val", of each image that a run was made with, by the start of its SHA-256."""
+    path = folder / "images.csv"
+    if not path.is_file():
+        return {}
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+        return dict(zip(table["sha256"], table["part"], strict=True))
+    except (OSError, KeyError, ValueError) as error:
+        raise unreadable("run", folder, error) from error
+
+
+def _alerts(folder: Path, dataset: Dataset) -> list[str]:
+    """Warn where images were trained or validated on."""
+    seen = seen_images(folder)
+    parts = [seen.get(str(digest)[:HASH]) for digest in dataset.hashes]
+    counts = {words: parts.count(part) for part, words in (("train", "trained on"), ("val", "used for validation"))}
+    if not any(counts.values()):
         return []
-    shared = len(set(read_validation(folder, classes)["id"]) & set(dataset.ids))
-    if not shared:
-        return []
+    found = " and ".join(f"{n} were {words}" for words, n in counts.items() if n)
     return [
-        f"{shared} of these images have names of the model's own validation images: if it is the same data set, the "
-        "model was made with them and every figure is too good. Score its test part alone."
+        f"WARNING: of these {len(dataset)} images, {found} when this model was made (same content): the figures are "
+        "too good by what these add. Score images it has not seen, such as its test part (--part test)."
     ]
 
 

@@ -186,10 +186,48 @@ def test_classes_in_another_order_are_the_same_classes(alone, parts):
     assert one.metrics["recall"] == other.metrics["recall"]
 
 
-def test_the_models_own_validation_images_are_recognised(run, parts):
-    report = evaluate_saved(run.folder, parts.val, n_boot=100, **CPU)
-    assert any("model's own validation images" in line for line in report.sentences())
-    assert not any("own validation" in line for line in evaluate_saved(run.folder, parts.test, n_boot=100, **CPU).notes)
+@pytest.mark.parametrize(("part", "words"), [("train", "were trained on"), ("val", "were used for validation")])
+def test_images_that_the_model_was_made_with_are_recognised_and_said_first(run, parts, part, words):
+    ds = getattr(parts, part)
+    report = evaluate_saved(run.folder, ds, n_boot=100, **CPU)
+    first = report.sentences()[0]
+    assert first.startswith(f"WARNING: of these {len(ds)} images, {len(ds)} {words}") and str(report).startswith(
+        "WARNING"
+    )
+    assert Report.load(report.save(run.folder.parent / part)).alerts == [first]
+    assert not evaluate_saved(run.folder, parts.test, n_boot=100, **CPU).alerts
+
+
+def test_the_parts_of_the_runs_own_split_are_found_by_content(tmp_path, monkeypatch, capsys):
+    """The same folder again, whatever its files are called now."""
+    monkeypatch.setenv("MEDVIT_RUNS", str(tmp_path / "runs"))
+    folder = write_folder(xrays(seed=4), tmp_path / "mine")
+    parts = split(open_dataset(folder, image_size=32, positive="pneumonia"), val=0.2, test=0.2)
+    run = fit_probe(build("vit_tiny_test", 2, weights=None), parts, name="mine", strengths=(0.1,), **CPU)
+    evaluate(run, parts, figures=False, n_boot=100, **CPU)
+    for path in folder.rglob("*.png"):
+        path.rename(path.with_name(f"renamed_{path.name}"))
+    command = [
+        "evaluate",
+        "mine",
+        str(folder),
+        "--device",
+        "cpu",
+        "--positive",
+        "pneumonia",
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    for part in ("train", "val", "test"):
+        assert main([*command, "--part", part]) == 0
+        said = capsys.readouterr().out
+        assert f"mine on the {part} part of the run of mine:" in said
+        assert f"{len(getattr(parts, part))} test images" in said and ("WARNING" in said) == (part != "test")
+    assert main(command) == 0
+    said = capsys.readouterr().out
+    assert f"{len(parts.train)} were trained on and {len(parts.val)} were used for validation" in said
+    (run.folder / "images.csv").unlink()
+    assert main([*command, "--part", "test"]) == 1 and "has no images.csv: leave out --part" in capsys.readouterr().err
 
 
 def test_no_images_and_no_place_to_write_are_said(alone, parts, tmp_path):

@@ -22,6 +22,7 @@ def as_text(report: "Report") -> str:
     """Render what was tested, each table and the caveats, no line longer than `WIDTH`."""
     caveat = {"initial_indent": "- ", "subsequent_indent": "  "}
     blocks = [
+        *map(_filled, report.alerts),
         _filled(what_was_tested(report)),
         *(_aligned(part) for table in _tables(report) for part in _parts(table)),
         "\n".join(_filled(sentence, **caveat) for sentence in caveats(report)),
@@ -33,7 +34,8 @@ def as_html(report: "Report") -> str:
     """Render the same as `as_text`, as HTML."""
     tables = "".join(map(_html_table, _tables(report)))
     items = "".join(f"<li>{_escaped(sentence)}</li>" for sentence in caveats(report))
-    return f"<p>{_escaped(what_was_tested(report))}</p>{tables}<ul>{items}</ul>"
+    first = "".join(f"<p>{_escaped(sentence)}</p>" for sentence in (*report.alerts, what_was_tested(report)))
+    return f"{first}{tables}<ul>{items}</ul>"
 
 
 def _tables(report: "Report") -> list[Table]:

@@ -15,8 +15,8 @@ FLOOR = 30  # patients of a class below which its figures are called rough
 
 
 def findings(report: "Report") -> list[str]:
-    """What was tested, what was found at each operating point, what is doubtful, in this order."""
-    sentences = [what_was_tested(report), _ranking(report)]
+    """Alerts, what was tested, what was found at each operating point, what is doubtful, in this order."""
+    sentences = [*report.alerts, what_was_tested(report), _ranking(report)]
     sentences += _operating_points(report) if report.positive is not None else _classes(report)
     return [printable(sentence) for sentence in sentences + caveats(report)]
 

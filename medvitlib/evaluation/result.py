@@ -62,6 +62,7 @@ FIELDS = {
     "operating_points": record({f"{name}?": POINT for name in ("0.5", *CHOSEN)}),
     "refused": record({f"{name}?": text() for name in CHOSEN}),
     "notes": listing(text()),
+    "alerts": listing(text()),
 }
 """Of report.json, see `medvitlib.jsonfile`; what can be computed from these and predictions.csv is not read."""
 
@@ -88,6 +89,7 @@ class Report:
         notes: what could not be done and why.
         settings: target_recall, confidence, candidates, n_boot, seed, validation_images.
         refused: for a threshold that does not exist ("certified"), the reason.
+        alerts: what makes every figure too good or doubtful; shown before anything else.
     """
 
     classes: tuple[str, ...]
@@ -104,6 +106,7 @@ class Report:
     notes: list[str]
     settings: dict[str, float | int]
     refused: dict[str, str] = field(default_factory=dict)
+    alerts: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         return as_text(self)
@@ -201,6 +204,7 @@ class Report:
                 "refused": self.refused,
                 "operating_points": self.operating_points,
                 "notes": self.notes,
+                "alerts": self.alerts,
                 "sentences": self.sentences(),
             }
         )
@@ -297,6 +301,7 @@ class Report:
             choices={name: ThresholdChoice(**choice) for name, choice in found["choices"].items()},
             operating_points={name: _estimates(point) for name, point in found["operating_points"].items()},
             notes=found["notes"],
+            alerts=found["alerts"],
             settings=found["settings"],
             refused=found["refused"],
         )

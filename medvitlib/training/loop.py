@@ -34,6 +34,10 @@ from medvitlib.training.run import UnfinishedRun
 from medvitlib.training.validation import validation_metrics
 
 
+LEAST_GAIN = 1e-4
+"""Validation NLL by which an epoch must be lower to be kept among equals: less differs between processors."""
+
+
 class Loop:
     """One training: what it works with, and the loop over it.
 
@@ -317,7 +321,7 @@ class Loop:
         if self.position.best_epoch < 0:
             return True  # something must be kept
         if math.isnan(best) or value == best:
-            return math.isfinite(value) and not values["val_nll"] >= self.position.best_nll
+            return math.isfinite(value) and not values["val_nll"] > self.position.best_nll - LEAST_GAIN
         return math.isfinite(value) and METRICS[self.config.metric](value, best) == value
 
     def _report(self, row: dict, values: dict[str, float]) -> None:

@@ -8,6 +8,7 @@
       model.json             architecture, classes, preprocessing, SHA-256 of the weights and which pretrained ones they
                              need; after `evaluate`, temperature and thresholds too
       validation.csv         what the thresholds and the temperature are chosen on
+      images.csv             content hash and part of each image that was trained or validated on
       quarantine.csv         files that were left out, and why
       report.json, predictions.csv, plots/    written by `evaluate`
 
@@ -21,7 +22,7 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -131,6 +132,7 @@ class UnfinishedRun:
             table[f"logit_{name}"] = logits[:, index]
         write_text(self.folder / "validation.csv", csv_text(table))
 
+        run = load_run(self.folder)  # an older run of this name is replaced by one that can be read back
         old = self.target.with_name(self.target.name + ".old")
         shutil.rmtree(old, ignore_errors=True)
         if self.target.exists():
@@ -138,7 +140,7 @@ class UnfinishedRun:
         os.replace(self.folder, self.target)
         for folder in (self.target / "last", old):  # not before: until here a training could still go on
             shutil.rmtree(folder, ignore_errors=True)
-        return load_run(self.target)
+        return replace(run, folder=self.target)
 
 
 def need_every_class(parts: Split) -> None:

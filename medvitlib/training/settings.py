@@ -33,6 +33,7 @@ def _weights(where: str, value: Any) -> None:
         mapping(anything)(where, value)
 
 
+HASH = 16  # characters of an image's SHA-256 in images.csv: enough to recognise it, not to guess one
 SEED = maybe(number(-(2**63), 2**63 - 1, whole=True))
 FIELDS = {
     "method": text(),
@@ -94,10 +95,12 @@ def describe(name: str, model: nn.Module, parts: Split, settings: dict) -> dict:
 
 
 def write_settings(folder: Path, parts: Split, config: dict) -> None:
-    """Write config.json, and quarantine.csv: which files were left out, and why."""
+    """Write config.json; quarantine.csv: which files were left out, and why; images.csv: what is trained on."""
     quarantine = {(q.path, q.reason) for part in (parts.train, parts.val, parts.test) for q in part.quarantine}
     table = pd.DataFrame(sorted(quarantine), columns=["path", "reason"])
     jsonfile.write_text(folder / "quarantine.csv", jsonfile.csv_text(table))
+    used = [(part, str(digest)[:HASH]) for part in ("train", "val") for digest in getattr(parts, part).hashes]
+    jsonfile.write_text(folder / "images.csv", jsonfile.csv_text(pd.DataFrame(used, columns=["part", "sha256"])))
     write_json(folder / "config.json", config)
 
 

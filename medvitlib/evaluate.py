@@ -93,6 +93,7 @@ def evaluate(
         target_recall=target_recall,
         confidence=confidence,
         candidates=run.candidates,
+        compared=run.compared,
         n_boot=n_boot,
         seed=seed,
     )

@@ -214,7 +214,8 @@ def _settings(run: Finished) -> str:
     config, data = run.config, run.config["data"]
     rows = {"data": run.data, "split": "; ".join([run.split, *data["notes"]])}
     rows |= {key: _flat(value) for key, value in config.items() if key not in ("name", "data")}
-    rows |= {"chosen on validation": f"{_flat(run.info.get('chosen', {}))} of {run.info.get('candidates', 1)} compared"}
+    tried = f"{run.info.get('candidates', 1)} {run.info.get('compared', 'settings')} compared"
+    rows |= {"chosen on validation": f"{_flat(run.info.get('chosen', {}))} of {tried}"}
     rows |= {"parameters": f"{run.parameters:,}", "model.safetensors": f"{run.megabytes:.1f} MB"}
     return _table(pd.DataFrame.from_dict(rows, orient="index", columns=["value"]).rename_axis("setting"))
 

@@ -126,7 +126,7 @@ def _rework(
     numbers = {"total": count_parameters(model), "trained": 0}
     with start_run(name, model, parts, {**(settings or {}), **asked, "parameters": numbers}) as new:
         new.log({"method": method, **validation_metrics(parts.val, torch.from_numpy(logits))})
-        return new.finish(model, parts.val, logits, candidates=run.candidates, chosen=asked)
+        return new.finish(model, parts.val, logits, candidates=run.candidates, compared=run.compared, chosen=asked)
 
 
 def worth_table(runs: Mapping[str, tuple[Run, Report]], reference: str | None = None) -> "pd.DataFrame":

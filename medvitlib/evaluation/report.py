@@ -51,6 +51,7 @@ def build_report(
     target_recall: float = 0.95,
     confidence: float = 0.95,
     candidates: int = 1,
+    compared: str = "models",
     n_boot: int = 1000,
     seed: int = 0,
 ) -> Report:
@@ -67,7 +68,8 @@ def build_report(
         ordered: the classes are grades, from the lowest to the highest: adds the metric "kappa" (quadratic weights).
         target_recall: recall for which the thresholds are chosen.
         confidence: coverage of the intervals, and of the certified threshold's guarantee.
-        candidates: models or settings compared on the validation patients before this one was kept.
+        candidates, compared: number of models or settings compared on the validation patients before this one was
+            kept, and what they are: "penalties", "epochs".
 
     Raises:
         EvaluationError: if arrays do not fit, a patient is in both validation and test, or both `validation` and
@@ -93,7 +95,8 @@ def build_report(
         calibrated = _calibrate(test, temperature)
         if positive is not None:
             chosen_on = _calibrate(held_out, temperature)
-            choices, refused = _choose(chosen_on, validation.groups, target_recall, confidence, candidates)
+            certificate = {"confidence": confidence, "candidates": candidates, "compared": compared}
+            choices, refused = _choose(chosen_on, validation.groups, target_recall, certificate)
             thresholds = {name: choice.threshold for name, choice in choices.items()}
     notes += [f"No {name} threshold: {reason}" for name, reason in refused.items()]
     common = {"groups": groups, "n_boot": n_boot, "seed": seed, "confidence": confidence}
@@ -168,7 +171,7 @@ def _change_of_nll(before: Checked, after: Checked, like: Estimate, common: dict
 
 
 def _choose(
-    data: Checked, groups: np.ndarray | None, target_recall: float, confidence: float, candidates: int
+    data: Checked, groups: np.ndarray | None, target_recall: float, certificate: dict
 ) -> tuple[dict[str, ThresholdChoice], dict[str, str]]:
     """The thresholds that exist, and for each that does not, the reason."""
     y, p = data.is_positive, data.p_positive
@@ -179,7 +182,7 @@ def _choose(
     if target_recall == 1:
         return choices, {"certified": "a recall of 100 % cannot be guaranteed by any number of patients."}
     try:
-        choices["certified"] = choose_certified_threshold(y, p, groups, target_recall, confidence, candidates)
+        choices["certified"] = choose_certified_threshold(y, p, groups, target_recall, **certificate)
     except NotCertifiable as refusal:
         return choices, {"certified": str(refusal)}
     return choices, {}

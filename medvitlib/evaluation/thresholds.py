@@ -114,6 +114,7 @@ def choose_certified_threshold(
     min_recall: float,
     confidence: float = 0.95,
     candidates: int = 1,
+    compared: str = "models",
 ) -> ThresholdChoice:
     """The highest threshold that misses at most 1 - min_recall of new positive patients, at a stated confidence.
 
@@ -130,6 +131,7 @@ def choose_certified_threshold(
         confidence: probability, over draws of these patients, that the promise is kept.
         candidates: how many models or settings were compared on these same patients before this one was kept; the
             permitted risk is divided among them (union bound).
+        compared: what they are, in the plural: "penalties", "epochs".
 
     Raises:
         NotCertifiable: if there are too few positive patients.
@@ -146,7 +148,7 @@ def choose_certified_threshold(
     n, unit = len(ranked), "patients" if groups is not None else "images (patients unknown)"
     risk = (1 - confidence) / candidates
     allowed = np.flatnonzero(bdtr(np.arange(n), n, 1 - min_recall) <= risk)
-    among = f", allowing for {candidates} models compared on them" if candidates > 1 else ""
+    among = f", allowing for {candidates} {compared} compared on them" if candidates > 1 else ""
     if len(allowed) == 0:
         raise NotCertifiable(
             f"{n} positive {unit}; at least {patients_needed(min_recall, 1 - risk)} needed for {percent(min_recall)} "

@@ -115,6 +115,7 @@ FIELDS = {
     "positive": maybe(text()),
     "preprocessing": record(PREPROCESSING),
     "candidates?": number(1, 1e12, whole=True),
+    "compared?": text(),
     "chosen?": mapping(anything),
     "groups_known?": flag,
     "temperature?": number(*BOUNDS),

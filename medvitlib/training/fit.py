@@ -22,7 +22,7 @@ from medvitlib.training.checkpoint import Position, Stop, check_space, load_best
 from medvitlib.training.config import TrainConfig
 from medvitlib.training.features import fingerprint, hardware
 from medvitlib.training.loop import Loop
-from medvitlib.training.run import Run, UnfinishedRun, finished_run, need_every_class, start_run
+from medvitlib.training.run import Run, UnfinishedRun, choices, finished_run, need_every_class, start_run
 
 FULL = {"method": "full"}  # of a model that did not go through `adapt`
 
@@ -145,8 +145,8 @@ def finish(
     keep_zeros = config.prune > 0
     best = position.best if math.isfinite(position.best) else None  # undefined in every epoch
     chosen = {"epoch": position.best_epoch, config.metric: best}
-    candidates = compared * (position.epoch + config.keep_start)
-    about = {"candidates": candidates, "chosen": chosen, "keep_zeros": keep_zeros}
+    tried = choices(compared, position.epoch + config.keep_start, "epochs")
+    about = {"chosen": chosen, "keep_zeros": keep_zeros, **tried}
     finished = run.finish(model, parts.val, logits.numpy(), **about)
     if adapters_of(model):
         merge_and_unload(model, keep_zeros)

@@ -33,7 +33,6 @@ from medvitlib.training.resident import Resident, fits, size_of
 from medvitlib.training.run import UnfinishedRun
 from medvitlib.training.validation import validation_metrics
 
-
 LEAST_GAIN = 1e-4
 """Validation NLL by which an epoch must be lower to be kept among equals: less differs between processors."""
 

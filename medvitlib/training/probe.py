@@ -17,7 +17,7 @@ from medvitlib.errors import MedvitError
 from medvitlib.models.zoo import count_parameters, head_of, replace_head
 from medvitlib.progress import track
 from medvitlib.training.features import extract_features
-from medvitlib.training.run import Run, need_every_class, start_run
+from medvitlib.training.run import Run, choices, need_every_class, start_run
 
 STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # C, the inverse of the penalty, on standardised features
 
@@ -82,7 +82,8 @@ def fit_probe(
         head = nn.Linear(weight.shape[1], weight.shape[0])
         head.load_state_dict({"weight": torch.from_numpy(weight), "bias": torch.from_numpy(bias)})
         replace_head(model, head)
-        return run.finish(model, parts.val, logits, candidates=compared * len(strengths), chosen={"C": strength})
+        tried = choices(compared, len(strengths), "penalties")
+        return run.finish(model, parts.val, logits, chosen={"C": strength}, **tried)
 
 
 def _nll(logits: np.ndarray, labels: np.ndarray) -> float:

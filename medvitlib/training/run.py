@@ -51,7 +51,8 @@ class Run:
         folder: where everything lies.
         model: in evaluation mode, carrying `.preprocessing` and `.architecture`.
         classes, positive: class names; `positive` is the one that recall and thresholds speak of (two classes).
-        candidates: how many settings were compared on the validation part; a certificate corrects for them.
+        candidates, compared: how many settings were compared on the validation part, and what they are ("epochs"); a
+            certificate corrects for them.
         validation: columns id, group, y_true and one `logit_<class>` a class.
         groups_known: whether `group` is a patient, or only the image itself.
     """
@@ -61,6 +62,7 @@ class Run:
     classes: list[str]
     positive: str | None
     candidates: int
+    compared: str
     groups_known: bool
     validation: pd.DataFrame = field(repr=False)
 
@@ -114,6 +116,7 @@ class UnfinishedRun:
         logits: np.ndarray,
         *,
         candidates: int,
+        compared: str,
         chosen: dict,
         keep_zeros: bool = False,
     ) -> Run:
@@ -123,6 +126,7 @@ class UnfinishedRun:
             "classes": classes,
             "positive": self.dataset.positive,
             "candidates": candidates,
+            "compared": compared,
             "chosen": chosen,
             "groups_known": bool(val.groups_known),
         }
@@ -250,7 +254,7 @@ def load_run(folder: str | Path) -> Run:
     """
     folder = model_folder(folder)
     model, info = load_model(folder)
-    keys = ("classes", "positive", "candidates", "groups_known")
+    keys = ("classes", "positive", "candidates", "compared", "groups_known")
     if absent := [key for key in keys if key not in info]:
         raise unreadable("run", folder, ValueError(f"model.json has no field {absent[0]!r}"))
     about = {key: info[key] for key in keys}
@@ -273,3 +277,13 @@ def read_validation(folder: Path, classes: Sequence[str]) -> pd.DataFrame:
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise unreadable("run", folder, error) from error
     return table
+
+
+def choices(models: int, settings: int, kind: str) -> dict[str, int | str]:
+    """How many settings of how many models were compared on validation, for `UnfinishedRun.finish`.
+
+    Args:
+        kind: what the settings are, in the plural.
+    """
+    what = kind if models == 1 else f"choices ({models} models, {settings} {kind} each)"
+    return {"candidates": models * settings, "compared": what}

@@ -127,6 +127,13 @@ def test_58_positive_patients_are_too_few_however_many_images_they_have():
         choose_certified_threshold(np.ones(290, int), np.linspace(0, 1, 290), groups, 0.95)
 
 
+def test_a_certificate_names_what_was_compared():
+    with pytest.raises(NotCertifiable, match="allowing for 6 penalties compared on them"):
+        choose_certified_threshold(
+            np.ones(60, int), np.linspace(0, 1, 60), None, 0.95, candidates=6, compared="penalties"
+        )
+
+
 def test_models_compared_on_the_same_patients_share_the_risk():
     y, p = np.ones(100, int), np.linspace(0, 1, 100)
     assert choose_certified_threshold(y, p, np.arange(100), 0.95, candidates=8).threshold == 0

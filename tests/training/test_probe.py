@@ -63,7 +63,7 @@ def test_the_strength_with_the_lowest_validation_loss_is_kept(model, parts):
     table = run.metrics
     kept = json.loads((run.folder / "model.json").read_text())["chosen"]["C"]
     assert kept == table.loc[table.val_nll.idxmin(), "C"]
-    assert run.candidates == len(table) == 6
+    assert run.candidates == len(table) == 6 and run.compared == "penalties"
     labels = torch.tensor(run.validation.y_true.map(run.classes.index).to_numpy())
     again = torch.nn.functional.cross_entropy(torch.from_numpy(run.validation_logits), labels)
     assert again.item() == pytest.approx(table.val_nll.min(), abs=1e-5)
@@ -136,7 +136,11 @@ def test_features_of_another_pooling_are_other_features(model, parts):
 
 def test_what_else_was_compared_is_counted(model, parts):
     run = fit_probe(model, parts, name="three", strengths=(0.1, 1.0), compared=3)
-    assert run.candidates == 6 and json.loads((run.folder / "config.json").read_text())["compared"] == 3
+    assert (
+        run.candidates == 6
+        and run.compared == "choices (3 models, 2 penalties each)"
+        and json.loads((run.folder / "config.json").read_text())["compared"] == 3
+    )
     with pytest.raises(MedvitError, match="compared=0: expected 1 or more"):
         fit_probe(model, parts, name="three", compared=0)
 

@@ -7,7 +7,7 @@ import os
 import sys
 
 from medvitlib import commands
-from medvitlib.errors import MedvitError
+from medvitlib.errors import MedvitError, plain_warnings
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -16,6 +16,7 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         The exit status: 0, 1 if something is broken or failed, 2 for a wrong command, 130 if interrupted.
     """
+    plain_warnings()
     try:
         options = _parser().parse_args(argv)
         status = options.function(options)
@@ -69,8 +70,9 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--no-network", action="store_true", help="without pretrained features, on thumbnails")
     check.add_argument("--leaky", action="store_true", help="of a rendered set (phantom/...): with leaks put in")
     train = add(top, "train", commands.train, "train and evaluate what a YAML file says")
-    train.add_argument("config", metavar="CONFIG.yaml", help="data, split, model, settings: see medvitlib/train.py")
-    train.add_argument("--resume", action="store_true", help="go on with a training that was interrupted")
+    train.add_argument("config", metavar="CONFIG.yaml", nargs="?", help="data, split, model, settings: see --example")
+    train.add_argument("--example", action="store_true", help="print a file with every section and comments, and stop")
+    train.add_argument("--force", action="store_true", help="start again, and replace a finished run of that name")
     train.add_argument("--deterministic", action="store_true", help="refuse what gives two results in two runs")
     score = add(top, "evaluate", commands.evaluate, "score a trained model on a data set anew, with plots and a report")
     score.add_argument("model", metavar="MODEL", help="a run's folder or name, or a folder with its two model files")
@@ -109,7 +111,9 @@ def _parser() -> argparse.ArgumentParser:
     page = add(
         top, "report", commands.report, "one page on finished runs, to print or send: table, comparisons, pictures"
     )
-    page.add_argument("runs", metavar="RUNS", nargs="+", help="folders that hold runs, such as runs/, or single runs")
+    page.add_argument(
+        "runs", metavar="RUNS", nargs="+", help="names of runs or studies, or folders that hold runs, such as runs/"
+    )
     page.add_argument("--out", metavar="HTML", default="report.html", help="the file to write (default: report.html)")
     page.add_argument("--metric", default="accuracy", help="by which the best is picked (default: accuracy)")
     search = add(top, "search", commands.search_run, "search hyper-parameters: a grid, by chance, or TPE")

@@ -79,11 +79,16 @@ def audit(options: argparse.Namespace) -> int:
 
 
 def train(options: argparse.Namespace) -> int:
-    from medvitlib.train import train
+    from medvitlib.train import EXAMPLE, train
     from medvitlib.training import parallel
 
+    if options.example:
+        print(EXAMPLE, end="")
+        return 0
+    if not options.config:
+        raise MedvitError("Name a training file: medvit train CONFIG.yaml (medvit train --example prints one).")
     try:
-        run, report = train(options.config, resume=options.resume, deterministic=options.deterministic)
+        run, report = train(options.config, force=options.force, deterministic=options.deterministic)
     except MedvitError:
         if parallel.first_to_fail():
             raise
@@ -91,11 +96,12 @@ def train(options: argparse.Namespace) -> int:
     except (KeyboardInterrupt, SystemExit) as stopped:  # SystemExit: after SIGTERM
         if parallel.rank():  # of several processes the first answers for all
             return 0
-        print(f"medvit: stopped. To go on: medvit train {shlex.quote(options.config)} --resume", file=sys.stderr)
+        print(f"medvit: stopped. To continue: medvit train {shlex.quote(options.config)}", file=sys.stderr)
         return 130 if isinstance(stopped, KeyboardInterrupt) else stopped.code
     if run is None:
         return 0
-    print("", *report.sentences(), f"\nThe run, report.json and plots: {run.folder}", sep="\n")
+    print("", *report.sentences(), "", f"{report.headline()} The run, report.json and plots: {run.folder}", sep="\n")
+    print(f"Next: medvit predict {shlex.quote(run.folder.name)} IMAGE ...")
     return 0
 
 
@@ -160,7 +166,8 @@ def report(options: argparse.Namespace) -> int:
     for folder, why in board.skipped.items():
         print(printable(f"left out: {folder}: {why}"))
     evaluated = sum(run.report is not None for run in board.runs.values())
-    print(f"{len(board.runs)} runs, {evaluated} of them evaluated: {path} ({path.stat().st_size / 1e6:.1f} MB)")
+    runs = f"{len(board.runs)} run{'s' if len(board.runs) > 1 else ''}"
+    print(f"{runs}, {evaluated} evaluated: {path} ({path.stat().st_size / 1e6:.1f} MB)")
     return 0
 
 

@@ -5,6 +5,7 @@ without a traceback; in a notebook it is the last line of one.
 """
 
 import difflib
+import warnings
 from collections.abc import Iterable
 
 
@@ -57,3 +58,8 @@ def one_of(name: str, value: str, choices: Iterable[str], error: type[MedvitErro
     if value not in choices:
         nearest = difflib.get_close_matches(str(value).lower(), choices, n=1, cutoff=0.0)[0]
         raise error(f"{name} {value!r} is unknown. Did you mean {nearest!r}? There are: {', '.join(choices)}.")
+
+
+def plain_warnings() -> None:
+    """Show warnings as one line, without the line of code that raised them; for a command or a notebook to call."""
+    warnings.formatwarning = lambda message, category, *_, **__: f"{category.__name__}: {message}\n"

@@ -65,6 +65,11 @@ def evaluate(
         EvaluationError: the data have other classes, or another positive class, than the run, or the split is not the
             one that the run was trained on.
     """
+    if not isinstance(run, Run):
+        raise EvaluationError(
+            f"evaluate takes a run, which knows its validation part; a {type(run).__name__} was given. `fit` and "
+            "`fit_probe` return one, `load_run(name)` reads one back."
+        )
     check_share(coverage, "coverage")
     check_share(alarms, "alarms")
     parts, dataset = (data, data.test) if isinstance(data, Split) else (None, data)

@@ -15,6 +15,7 @@ A file is kept only if its logits are PyTorch's to 1e-4, for one image and for s
 import os
 import tempfile
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -275,5 +276,6 @@ def _keep(source: Path, out: Path) -> None:
         part.write_bytes(source.read_bytes())
         os.replace(part, out)
     except OSError as error:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
         raise MedvitError(f"{out} cannot be written ({error.strerror or error}).") from error

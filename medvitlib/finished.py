@@ -17,7 +17,7 @@ from medvitlib.evaluation.report import Report
 from medvitlib.models.model_json import read_info
 from medvitlib.models.saved import sketch
 from medvitlib.models.zoo import count_parameters
-from medvitlib.paths import WORKING
+from medvitlib.paths import WORKING, runs_dir
 from medvitlib.training.settings import read_settings
 
 if TYPE_CHECKING:
@@ -116,15 +116,21 @@ class Finished:
 
 
 def find_runs(root: str | Path) -> Iterator[tuple[str, Path]]:
-    """Name and folder of everything that looks like a run: the root itself, or what lies in it as NAME or STUDY/NAME.
+    """Name and folder of everything that looks like a run: the root itself, or what is in it as NAME or STUDY/NAME.
+
+    Args:
+        root: a folder, or the name of a run or study under `runs_dir()`.
 
     Raises:
-        MedvitError: the root is no folder.
+        MedvitError: there is no such folder or run.
     """
-    root = Path(root).expanduser()
+    given, root = root, Path(root).expanduser()
+    if not root.exists() and (runs_dir() / given).is_dir():
+        root = runs_dir() / given
     if not root.is_dir():
         raise MedvitError(
-            f"There is no folder {root}: give one that holds runs, such as runs/, or the folder of a run."
+            f"There is no folder {root}, and no run of that name in {runs_dir()}: give a run's name, or a folder that "
+            "holds runs, such as runs/."
         )
     if _is_run(root):
         yield root.resolve().name, root
@@ -146,7 +152,7 @@ def read_run(folder: str | Path, name: str = "") -> Finished:
 
     folder = Path(folder)
     if folder.name.endswith(WORKING):
-        raise MedvitError("it is not finished: `medvit train CONFIG.yaml --resume` (or resume=True) goes on with it.")
+        raise MedvitError("it is not finished: `medvit train CONFIG.yaml`, or fit(..., resume=True), continues it.")
     if not (folder / "model.json").is_file():
         raise MedvitError("it has no model.json: the training was not finished, or the folder was not copied whole.")
     config, info = read_settings(folder), read_info(folder)

@@ -13,14 +13,14 @@ from medvitlib.train import read
 from medvitlib.training.run import Run, load_run
 
 
-def launch(path: str | Path, *, processes: int, resume: bool = False) -> Run:
+def launch(path: str | Path, *, processes: int, force: bool = False) -> Run:
     """Train what a YAML file says in several processes of this machine: what a notebook calls.
 
     It starts torchrun (see `train`) and prints what comes as it comes. Ctrl-C is passed on: the training is saved.
 
     Args:
         processes: one a CUDA device; on a machine without, as many as share the cores.
-        resume: go on with an interrupted training of this name (see `fit`).
+        force: start again, see `train`.
 
     Returns:
         the finished run, evaluated.
@@ -31,7 +31,7 @@ def launch(path: str | Path, *, processes: int, resume: bool = False) -> Run:
     """
     asked, _ = read(path)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    command += ["-m", "medvitlib.cli", "train", str(path), *(["--resume"] if resume else [])]
+    command += ["-m", "medvitlib.cli", "train", str(path), *(["--force"] if force else [])]
     environment = {
         "OMP_NUM_THREADS": str(max(1, cores() // processes)),
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "600",  # seconds for the update that is under way, and to save

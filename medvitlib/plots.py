@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 GRID = np.linspace(0, 1, 201)  # where the bands are evaluated
+LONGEST = 32  # letters of a class name beside a matrix; the rest of a longer one is left out
 
 
 def plot_roc(
@@ -175,16 +176,19 @@ def plot_confusion(
     table = np.zeros((k, k), int)
     np.add.at(table, (check_labels(y_true, classes), check_labels(predicted, classes)), 1)
     rates = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
-    figure = canvas(on, (SIZE[0], 3.4) if k < 5 else (9.0, 5.2))
+    names = [name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…" for name in classes]
+    name = 0.075 * max(map(len, names))  # inches of the longest
+    turned = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if k > 2 or name > 1 else {}
+    side = SIZE[0] / 2 - 0.6 if k < 5 else 3.6  # inches of one matrix
+    figure = canvas(on, (2 * side + name + 0.8, side + (0.65 * name if turned else 0.2) + 1.1))
     pair = figure.subplots(1, 2, sharey=True)
     for ax, values, form in zip(pair, (table, rates), ("d", ".2f"), strict=True):
         ax.imshow(rates, cmap="Blues", vmin=0, vmax=1)
         for (row, column), value in np.ndenumerate(values):
             ink = "white" if rates[row, column] > 0.55 else "black"
             ax.text(column, row, f"{value:{form}}", ha="center", va="center", color=ink, fontsize=12 if k < 5 else 7)
-        turned = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if k > 2 else {}
-        ax.set_xticks(range(k), classes, fontsize=9, **turned)
-        ax.set_yticks(range(k), classes, fontsize=9)
+        ax.set_xticks(range(k), names, fontsize=9, **turned)
+        ax.set_yticks(range(k), names, fontsize=9)
         ax.set_xlabel("Called")
         ax.tick_params(length=0)
         ax.spines[:].set_visible(False)

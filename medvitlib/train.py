@@ -1,22 +1,4 @@
-"""A training written down in a YAML file: which data, how cut, which model, every setting; then its report.
-
-    name: cxr-vit                   # of the run folder
-    data:
-      name: phantom/cxr             # what `open_dataset` takes: a folder, a manifest, an .npz, or a set's name
-      image_size: 64                # optional, as are positive, groups, max_bad and
-      rendered: {n_patients: 100}   # the options of a rendered set
-    split: {val: 0.2, test: 0.2, seed: 0, by: groups}
-    model:
-      name: vit_scratch
-      weights: null                 # random numbers; "auto" if left out, or a file
-      pool: mean                    # optional, as are
-      options: {depth: 4}           # the settings of that one model
-      adapter: {method: lora, rank: 8}  # what `adapt` takes; everything is trained if left out
-    train: {epochs: 20, lr: 3e-4}   # a `TrainConfig`
-    evaluate: {target_recall: 0.95} # also coverage and alarms, see `evaluate`
-
-Only `name`, `data: name` and `model: name` must be there.
-"""
+"""Train and evaluate what a YAML file asks for; `EXAMPLE` has every section."""
 
 import io
 from collections.abc import Iterable, Iterator
@@ -40,6 +22,37 @@ from medvitlib.training.config import TrainConfig, of_kind
 from medvitlib.training.fit import fit
 from medvitlib.training.run import Run, check_name
 
+EXAMPLE = """\
+# A training: which data, how they are split, which model, its settings; then its report.
+# Only name, data: name and model: name must be there. Run it with: medvit train THIS_FILE
+
+name: my-training               # of the run's folder under runs/
+
+data:
+  name: phantom/cxr             # a folder, a CSV, an .npz, or a set's name; this one is rendered
+  image_size: 64                # pixels a side
+  # positive: malignant         # of two classes, the one that recall and thresholds refer to
+  # groups: my_images/groups.csv  # which images belong to which patient: a CSV, or a pattern of the file names
+  # max_bad: 0.05               # share of the images that may be unusable
+  rendered: {n_patients: 100}   # options of a rendered set only
+
+split: {val: 0.2, test: 0.2, seed: 0, by: groups}  # by: groups, clusters (of near-duplicates) or images
+
+model:
+  name: vit_scratch             # or vit_small_patch14_dinov2, resnet18, a name of timm ...
+  weights: null                 # null: random initialisation; "auto" if left out; or a file
+  pool: mean                    # token, mean or token_mean
+  options: {depth: 4}           # settings of that one model
+  # adapter: {method: lora, rank: 8}  # head, bitfit, partial, lora or rlrr; everything is trained if left out
+
+train:                          # any setting of TrainConfig
+  epochs: 5
+  lr: 3e-4
+  recipe: light                 # augmentation
+
+evaluate: {target_recall: 0.95, coverage: 0.9, alarms: 0.05}
+"""
+"""What `medvit train --example` prints."""
 KEYS = {
     "data": {"name": str, "image_size": object, "positive": str, "groups": str, "max_bad": float, "rendered": dict},
     "split": {"val": float, "test": float, "seed": int, "by": str},
@@ -50,7 +63,7 @@ KEYS = {
 
 
 def train(
-    path: str | Path, *, resume: bool = False, deterministic: bool = False
+    path: str | Path, *, force: bool = False, deterministic: bool = False
 ) -> tuple[Run, Report] | tuple[None, None]:
     """Do what a YAML file says, and print it as it comes: parts, weights, epochs. What it leaves can predict.
 
@@ -58,7 +71,8 @@ def train(
     what came out, the others return None twice.
 
     Args:
-        resume: go on with an interrupted training of this name (see `fit`).
+        force: start again. Without, an interrupted training of this name goes on, one that is complete is taken as it
+            is, and a finished run that had other settings is not replaced.
         deterministic: whatever the file says about it.
 
     Raises:
@@ -72,7 +86,7 @@ def train(
         parts = open_parts(asked)
         net = build_model(asked, parts, config.seed)
     settings = {key: asked[key] for key in ("data", "split", "model")}
-    run = fit(net, parts, config, name=asked["name"], resume=resume, settings={"asked": settings})
+    run = fit(net, parts, config, name=asked["name"], resume=not force, replace=force, settings={"asked": settings})
     if run is None:
         return None, None
     return run, evaluate(run, parts, **asked["evaluate"])

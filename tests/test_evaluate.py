@@ -230,6 +230,11 @@ def test_the_parts_of_the_runs_own_split_are_found_by_content(tmp_path, monkeypa
     assert main([*command, "--part", "test"]) == 1 and "has no images.csv: leave out --part" in capsys.readouterr().err
 
 
+def test_a_model_in_place_of_a_run_is_refused(parts):
+    with pytest.raises(EvaluationError, match=r"takes a run.*a VisionTransformer was given"):
+        evaluate(build("vit_tiny_test", 2, weights=None), parts)
+
+
 def test_no_images_and_no_place_to_write_are_said(alone, parts, tmp_path):
     with pytest.raises(EvaluationError, match="no images"):
         evaluate_saved(alone, parts.test.subset([]), **CPU)

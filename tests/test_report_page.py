@@ -170,7 +170,7 @@ def test_the_command_says_what_it_wrote_and_what_it_left_out(root, tmp_path, cap
     out = tmp_path / "r.html"
     assert main(["report", str(root / "first"), str(root / "broken"), "--out", str(out)]) == 0
     shown = capsys.readouterr().out
-    assert "left out: " in shown and f"1 runs, 1 of them evaluated: {out} (" in shown
+    assert "left out: " in shown and f"1 run, 1 evaluated: {out} (" in shown
 
 
 def test_what_cannot_be_is_one_sentence(root, tmp_path, capsys):

@@ -9,6 +9,7 @@ import sys
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from medvitlib.cli import main
@@ -73,12 +74,13 @@ def without_report(monkeypatch):
     """What follows the training takes longer than so small a training."""
     monkeypatch.setattr("medvitlib.train.evaluate", lambda run, parts: run)
     monkeypatch.setattr("medvitlib.training.run.Run.sentences", lambda self: [], raising=False)
+    monkeypatch.setattr("medvitlib.training.run.Run.headline", lambda self: "", raising=False)
 
 
 @pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_training_that_is_stopped_says_how_to_go_on(tmp_path, number, status, capsys, without_report):
     longer = TRAIN.replace("2,", "8,", 1)
-    file = written(tmp_path, DATA, MODEL, longer, name="stopped")
+    file = written(tmp_path, DATA, MODEL, longer, name=f"stopped-{number}")
     environment = {"OMP_NUM_THREADS": str(torch.get_num_threads()), "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-m", "medvitlib.cli", "train", file]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
@@ -87,11 +89,41 @@ def test_a_training_that_is_stopped_says_how_to_go_on(tmp_path, number, status, 
         process.send_signal(number)
         _, said = process.communicate()
     assert process.returncode == status and "Traceback" not in said
-    assert f"To go on: medvit train {file} --resume" in said
-    assert main(["train", file, "--resume"]) == 0
+    assert f"To continue: medvit train {file}" in said
+    assert main(["train", file]) == 0
     assert "Going on in epoch" in capsys.readouterr().out
     assert main(["train", written(tmp_path, DATA, MODEL, longer, name="straight")]) == 0
-    assert weights_of("stopped") == weights_of("straight")
+    assert weights_of(f"stopped-{number}") == weights_of("straight")
+
+
+def test_a_finished_run_is_kept_and_replaced_only_where_that_is_forced(tmp_path, capsys, without_report):
+    file = written(tmp_path, DATA, MODEL, TRAIN, name="kept")
+    assert main(["train", file]) == 0
+    before, made = weights_of("kept"), (runs_dir() / "kept" / "model.safetensors").stat().st_mtime_ns
+    assert main(["train", file]) == 0  # the same again trains nothing
+    assert (runs_dir() / "kept" / "model.safetensors").stat().st_mtime_ns == made
+    other = written(tmp_path, DATA, MODEL, TRAIN.replace("1e-3", "2e-3"), name="kept")
+    assert main(["train", other]) == 1
+    assert "is finished, and had other settings: train.lr was" in capsys.readouterr().err
+    assert weights_of("kept") == before
+    assert main(["train", other, "--force"]) == 0 and weights_of("kept") != before
+
+
+def test_the_example_is_a_training_file_that_runs(tmp_path, monkeypatch, capsys):
+    assert main(["train", "--example"]) == 0
+    example = capsys.readouterr().out
+    assert yaml.safe_load(example)["name"] == "my-training"
+    shorter = (
+        example.replace("epochs: 5", "epochs: 1")
+        .replace("n_patients: 100", "n_patients: 40")
+        .replace("depth: 4", "depth: 1")
+    )
+    (tmp_path / "example.yaml").write_text(shorter)
+    assert main(["train", str(tmp_path / "example.yaml")]) == 0
+    *_, result, following = capsys.readouterr().out.splitlines()
+    assert re.match(r"AUROC 0\.\d+ \[.*\] on \d+ images \(\d+ patients\)\. The run", result)
+    assert following == "Next: medvit predict my-training IMAGE ..."
+    assert main(["train"]) == 1 and "medvit train --example" in capsys.readouterr().err
 
 
 BAD = {

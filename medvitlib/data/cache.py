@@ -134,10 +134,10 @@ def stored(
                         return _build(path, (count, c, *size), make, what)
             raise AssertionError("three channels hold any image")
     except OSError as error:
-        need = count * size[0] * size[1] * 3 / 1e9
+        need = count * size[0] * size[1] * 3 / 1e6
         raise DataError(
             f"the decoded images cannot be kept in {path.parent}: {error.strerror or error}. They need up to "
-            f"{need:.1f} GB: free some space there, or set MEDVIT_CACHE to a folder that can be written."
+            f"{need:,.1f} MB: free some space there, or set MEDVIT_CACHE to a folder that can be written."
         ) from error
 
 

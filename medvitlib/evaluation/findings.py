@@ -21,6 +21,14 @@ def findings(report: "Report") -> list[str]:
     return [printable(sentence) for sentence in sentences + caveats(report)]
 
 
+def headline(report: "Report") -> str:
+    """The result in one sentence, with its interval and what it rests on."""
+    name, words = ("auroc", "AUROC") if report.positive is not None else ("accuracy", "Accuracy")
+    found = report.metrics[name]
+    who = "patients unknown" if found.n_groups is None else f"{found.n_groups} patients"
+    return f"{words} {found} on {found.n_images} images ({who})."
+
+
 def caveats(report: "Report") -> list[str]:
     """How the probabilities were calibrated, what could not be done, what is doubtful: what no table shows."""
     return [*_calibration(report), *report.notes, *_doubts(report)]

@@ -14,7 +14,7 @@ import numpy as np
 from medvitlib.errors import EvaluationError
 from medvitlib.evaluation.as_text import as_html, as_text
 from medvitlib.evaluation.calibration import BOUNDS
-from medvitlib.evaluation.findings import findings
+from medvitlib.evaluation.findings import findings, headline
 from medvitlib.evaluation.inputs import check_classes, check_positive, percent
 from medvitlib.evaluation.intervals import Estimate
 from medvitlib.evaluation.thresholds import ThresholdChoice
@@ -120,6 +120,10 @@ class Report:
     def thresholds(self) -> dict[str, float]:
         """Each operating point's threshold on the calibrated probability."""
         return {name: point["threshold"] for name, point in self.operating_points.items()}
+
+    def headline(self) -> str:
+        """The result in one sentence: AUROC, or the accuracy of more than two classes, with its interval and n."""
+        return headline(self)
 
     def sentences(self) -> list[str]:
         """The findings in plain words, what is doubtful about them included."""

@@ -22,7 +22,15 @@ from medvitlib.training.checkpoint import Position, Stop, check_space, load_best
 from medvitlib.training.config import TrainConfig
 from medvitlib.training.features import fingerprint, hardware
 from medvitlib.training.loop import Loop
-from medvitlib.training.run import Run, UnfinishedRun, choices, finished_run, need_every_class, start_run
+from medvitlib.training.run import (
+    Run,
+    UnfinishedRun,
+    choices,
+    finished_run,
+    need_every_class,
+    refuse_to_replace,
+    start_run,
+)
 
 FULL = {"method": "full"}  # of a model that did not go through `adapt`
 
@@ -34,6 +42,7 @@ def fit(
     *,
     name: str,
     resume: bool = False,
+    replace: bool = True,
     compared: int = 1,
     device: str | torch.device | None = None,
     precision: torch.dtype | str | None = "auto",
@@ -60,6 +69,7 @@ def fit(
         name: of the run folder, under `runs_dir()`; an earlier run of this name is replaced once this one is complete.
         resume: go on with an interrupted training of this name, which must have had the same settings, data and
             initial weights; if there is none, start; if it is complete already, return it.
+        replace: whether a finished run of this name that had other settings may be replaced.
         compared: how many settings, this one included, were tried on this validation part; times the epochs that were
             compared, it is what a certificate corrects for.
         device: None takes the best there is; each of several processes takes a CUDA device of its own.
@@ -93,6 +103,8 @@ def fit(
     run = finished_run(name, model, parts, settings) if resume and first else None
     if parallel.from_first(lambda: run is not None):
         return run
+    if first and not replace:
+        refuse_to_replace(name, model, parts, settings)
     with (
         torch.random.fork_rng(devices=[]),
         determinism(config.deterministic),

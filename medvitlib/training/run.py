@@ -175,6 +175,18 @@ def finished_run(name: str, model: nn.Module, parts: Split, settings: dict) -> R
     return None if differences(folder, wanted, model) else load_run(folder)
 
 
+def refuse_to_replace(name: str, model: nn.Module, parts: Split, settings: dict) -> None:
+    """TrainingError if there is a finished run of this name that had other settings."""
+    folder = runs_dir() / name
+    if (folder / "model.json").is_file():
+        different = differences(folder, describe(name, model, parts, settings), model)
+        if different:
+            raise TrainingError(
+                f"{folder} is finished, and had other settings: {'; '.join(different)}. Give this run another name, or "
+                "replace the finished one (replace=True, --force)."
+            )
+
+
 def check_name(name: str) -> None:
     """MedvitError unless a run can be called so."""
     parts = name.split("/")
@@ -223,7 +235,7 @@ def start_run(
             elif different := differences(run.folder, config, model):
                 raise OtherSettings(
                     f"{run.folder} was interrupted with other settings: {'; '.join(different)}. Give the same ones, "
-                    "or train anew with resume=False."
+                    "or start again with resume=False (--force)."
                 )
             yield run
         except (OSError, SafetensorError) as error:

@@ -74,6 +74,16 @@ def test_the_histogram_beneath_the_reliability_curve_counts_every_image():
     assert "1.31" in figure.axes[0].get_title(loc="left")
 
 
+@pytest.mark.parametrize("k", [2, 3, 4, 13])
+@pytest.mark.parametrize("letters", [3, 24, 60])
+def test_nothing_of_a_confusion_figure_is_cropped(k, letters):
+    y = np.arange(4 * k) % k
+    figure = plot_confusion(y, y, classes=[f"{'class name ' * 9}"[: letters - 2] + f"{i:02d}" for i in range(k)])
+    figure.savefig(io.BytesIO())  # lays it out
+    around, page = figure.get_tightbbox(), figure.bbox_inches
+    assert around.y0 >= 0 and around.y1 <= page.height and around.x0 >= -0.01 and around.x1 <= page.width + 0.01
+
+
 def test_the_confusion_figure_shows_counts_and_row_rates():
     figure = plot_confusion(Y, (P >= 0.5).astype(int), classes=TWO["classes"])
     counts, rates = ([text.get_text() for text in ax.texts[:4]] for ax in figure.axes)

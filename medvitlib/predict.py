@@ -148,32 +148,26 @@ class Predictor:
         stored = info.get("prediction") or {}
         self.sets = Conformal(**stored["sets"]) if stored.get("sets") else None
         self.familiar = Familiar.from_dict(stored["familiar"]) if stored.get("familiar") else None
-        self._reasons = {"sets": " ".join(stored.get("refused", [])), "unlike": stored.get("unchecked", "")}
+        self._no_sets = f"not calibrated. {' '.join(stored.get('refused', [])) or NOT_PREPARED}"
+        self._no_check = f"not checked. {stored.get('unchecked') or NOT_PREPARED}"
 
     @property
     def missing(self) -> list[str]:
-        """A sentence for each check that this model cannot make: what, why, and where it can be had, how."""
-        found = []
-        for what, there, reason in (
-            ("Sets of classes: not calibrated", self.sets, self._reasons["sets"]),
-            ("Whether images are unlike the training images: not checked", self.familiar, self._reasons["unlike"]),
-        ):
-            if there is None:
-                found.append(f"{what}. {reason or NOT_PREPARED}")
-        return found
+        """For each check that this model cannot make, a sentence with the reason and, where one can be had, the way."""
+        found = [f"Sets of classes: {self._no_sets}"] if self.sets is None else []
+        unlike = f"Whether images are unlike the training images: {self._no_check}"
+        return [*found, unlike] if self.familiar is None else found
 
     def __str__(self) -> str:
-        decision = (
-            "the likeliest class"
-            if self.positive is None
-            else f"{self.positive} from {self.threshold:.3f} on ({self.rule})"
-        )
-        sets = f"not calibrated. {self._reasons['sets'] or NOT_PREPARED}"
+        decision = "the likeliest class"
+        if self.positive is not None:
+            decision = f"{self.positive} from {self.threshold:.3f} on ({self.rule})"
+        sets = self._no_sets
         if self.sets is not None:
             each = "of each class" if self.sets.by == "class" else "of all classes together"
             behind = ", ".join(f"{n}" for n in self.sets.patients)
             sets = f"hold the true class for {percent(self.sets.coverage)} of new patients {each} (from {behind})"
-        unlike = f"not checked. {self._reasons['unlike'] or NOT_PREPARED}"
+        unlike = self._no_check
         if self.familiar is not None:
             unlike = f"above {self.familiar.limit:.2f}; called of usual images: {self.familiar.measured}"
         size = " × ".join(map(str, self.model.preprocessing.image_size))
@@ -236,9 +230,8 @@ class Predictor:
         if isinstance(asked, str) and asked in stored:
             return stored[asked]
         if asked in ("recall", "published", "certified"):
-            reason = info.get("no_threshold", {}).get(asked, "no reason is stored; evaluate(run, parts) stores it.")
-            if not stored:
-                reason = "the model was not evaluated. Call evaluate(run, parts), which chooses it."
+            known = "no reason is stored." if stored else "the model was not evaluated. Call evaluate(run, parts)."
+            reason = info.get("no_threshold", {}).get(asked, known)
             others = " or ".join(stored) or "0.5"
             raise MedvitError(f"There is no {asked} threshold: {reason} Take {others}, or a number from 0 to 1.")
         try:

@@ -222,14 +222,14 @@ def check_folders() -> list[Check]:
 
 
 def in_cache() -> str:
-    """What the cache holds, by kind."""
+    """Describe the size of the cache, by kind."""
     kinds = {**CACHES, "data": "data sets"}
     sizes = {kind: size_of(cache_dir() / name) for name, kind in kinds.items()}
     return ", ".join(f"{kind} {size / 1e6:,.0f} MB" for kind, size in sizes.items() if size)
 
 
 def in_runs() -> str:
-    """What the run folders hold: models, all else of finished runs, and what interrupted ones have left."""
+    """Describe the size of the run folders: models, other files of finished runs, and interrupted runs."""
     left = [one for one in removable() if one.kind not in CACHES.values()]
     runs = [folder for folder in run_folders() if not folder.name.endswith(WORKING)]
     models = [file for run in runs for kind in ("*.safetensors", "*.onnx") for file in run.glob(kind)]

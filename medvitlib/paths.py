@@ -144,6 +144,26 @@ def remove(one: Removable) -> str:
     return ""
 
 
+def cache_content() -> str:
+    """Describe the size of the cache, by kind."""
+    kinds = {**CACHES, "data": "data sets"}
+    sizes = {kind: size_of(cache_dir() / name) for name, kind in kinds.items()}
+    return ", ".join(f"{kind} {size / 1e6:,.0f} MB" for kind, size in sizes.items() if size)
+
+
+def runs_content() -> str:
+    """Describe the size of the run folders: models, other files of finished runs, and interrupted runs."""
+    left = [one for one in removable() if one.kind not in CACHES.values()]
+    runs = [folder for folder in run_folders() if not folder.name.endswith(WORKING)]
+    models = [file for run in runs for kind in ("*.safetensors", "*.onnx") for file in run.glob(kind)]
+    sizes = {
+        f"models of {len(runs)} runs": sum(file.stat().st_size for file in models),
+        "interrupted runs": sum(one.size for one in left),
+    }
+    sizes["other files"] = size_of(runs_dir()) - sum(sizes.values())
+    return ", ".join(f"{kind} {size / 1e6:,.0f} MB" for kind, size in sizes.items() if size > 0)
+
+
 def _files(folder: Path) -> Iterator[Path]:
     for parent, _, names in os.walk(folder):
         yield from (Path(parent, name) for name in names if not name.endswith(_LOCKS))  # a lock may have a waiter

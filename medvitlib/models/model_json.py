@@ -15,7 +15,7 @@ import numpy as np
 from medvitlib.errors import MedvitError
 from medvitlib.evaluation.calibration import BOUNDS
 from medvitlib.evaluation.conformal import BY
-from medvitlib.evaluation.result import COUNT, ESTIMATE, SHARE
+from medvitlib.evaluation.report_json import COUNT, ESTIMATE, SHARE
 from medvitlib.jsonfile import (
     BadJson,
     anything,

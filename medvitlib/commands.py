@@ -31,7 +31,7 @@ def clean(options: argparse.Namespace) -> int:
         return 0
     if not options.yes:
         if not sys.stdin.isatty():
-            print("Nothing was removed: there is no terminal to ask at. Pass --yes to remove all of these.")
+            print("Nothing was removed: no terminal to ask for confirmation. Pass --yes to remove all of these.")
             return 1
         if input("Remove all of these? What is needed again is made again. [y/N] ").strip().lower() not in ("y", "yes"):
             print("Nothing was removed.")

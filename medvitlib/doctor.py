@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medvitlib.machine import cores
-from medvitlib.paths import CACHES, WORKING, cache_dir, data_roots, removable, run_folders, runs_dir, size_of
+from medvitlib.paths import cache_content, cache_dir, data_roots, runs_content, runs_dir
 
 OLDEST_PYTHON = (3, 11)
 IMPORTS = ("torch", "torchvision", "numpy", "timm", "cv2")
@@ -216,29 +216,9 @@ def check_folders() -> list[Check]:
             rows.append(Check(name, "fail", f"{folder}: cannot be written to ({error.strerror})", cure))
             continue
         status, cure = ("ok", "") if free > ENOUGH_DISK else ("warn", f"medvit clean, or another {variable}")
-        held = in_cache() if name == "cache" else in_runs()
+        held = cache_content() if name == "cache" else runs_content()
         rows.append(Check(name, status, f"{folder}: {free / 1e9:.1f} GB free; holds {held or 'nothing'}", cure))
     return rows
-
-
-def in_cache() -> str:
-    """What the cache holds, by kind."""
-    kinds = {**CACHES, "data": "data sets"}
-    sizes = {kind: size_of(cache_dir() / name) for name, kind in kinds.items()}
-    return ", ".join(f"{kind} {size / 1e6:,.0f} MB" for kind, size in sizes.items() if size)
-
-
-def in_runs() -> str:
-    """What the run folders hold: models, all else of finished runs, and what interrupted ones have left."""
-    left = [one for one in removable() if one.kind not in CACHES.values()]
-    runs = [folder for folder in run_folders() if not folder.name.endswith(WORKING)]
-    models = [file for run in runs for kind in ("*.safetensors", "*.onnx") for file in run.glob(kind)]
-    sizes = {
-        f"models of {len(runs)} runs": sum(file.stat().st_size for file in models),
-        "interrupted runs": sum(one.size for one in left),
-    }
-    sizes["other files"] = size_of(runs_dir()) - sum(sizes.values())
-    return ", ".join(f"{kind} {size / 1e6:,.0f} MB" for kind, size in sizes.items() if size > 0)
 
 
 def look_for_weights(probe: bool) -> list[Check]:

@@ -31,12 +31,12 @@ class BadJson(ValueError):
 
 
 def read_json(path: Path, fields: Mapping[str, Rule]) -> dict[str, Any]:
-    """Read a JSON object from a file and check its fields, as `parse_json`; OSError where the file cannot be read."""
+    """Read a JSON file and check its fields as `parse_json` does; OSError if it cannot be read."""
     return parse_json(path.name, path.read_bytes(), fields)
 
 
 def parse_json(where: str, content: bytes | str, fields: Mapping[str, Rule]) -> dict[str, Any]:
-    """A JSON object with these fields; others are kept and not checked.
+    """Parse a JSON object and check these fields; others are kept unchecked.
 
     Args:
         where: the file's name, for messages.
@@ -56,7 +56,7 @@ def parse_json(where: str, content: bytes | str, fields: Mapping[str, Rule]) -> 
 
 
 def record(fields: Mapping[str, Rule], *, others: Rule | None = None) -> Rule:
-    """An object with these fields; a name that ends in "?" may be absent.
+    """Accept an object with these fields; a field whose name ends in "?" is optional.
 
     Args:
         others: the rule for any other field; None refuses them.
@@ -78,12 +78,12 @@ def record(fields: Mapping[str, Rule], *, others: Rule | None = None) -> Rule:
 
 
 def mapping(rule: Rule) -> Rule:
-    """An object whose values, under any names, follow one rule."""
+    """Accept an object with any names, whose values follow one rule."""
     return record({}, others=rule)
 
 
 def listing(rule: Rule, least: int = 0, most: float = math.inf) -> Rule:
-    """A list with `least` to `most` items that follow one rule."""
+    """Accept a list of `least` to `most` items that follow one rule."""
 
     def check(where: str, value: Any) -> None:
         count = f"{least}" if least == most else f"{least} or more" if most == math.inf else f"{least} to {most}"
@@ -95,7 +95,7 @@ def listing(rule: Rule, least: int = 0, most: float = math.inf) -> Rule:
 
 
 def number(low: float = -sys.float_info.max, high: float = sys.float_info.max, *, whole: bool = False) -> Rule:
-    """A finite number from `low` to `high`."""
+    """Accept a finite number from `low` to `high`; true and false are no numbers."""
     kinds, word = ((int,), "a whole number") if whole else ((int, float), "a number")
     between = f"{low:g}" if low == high else f"{word} from {low:g} to {high:g}"
     words = between if high < 1e300 else f"{word}, {low:g} or more" if low > -1e300 else word
@@ -103,22 +103,22 @@ def number(low: float = -sys.float_info.max, high: float = sys.float_info.max, *
 
 
 def text(*choices: str, least: int = 1) -> Rule:
-    """A string of `least` characters or more: one of the choices, if there are any."""
+    """Accept a string of `least` characters or more, or one of the choices if any are given."""
     words = "one of " + ", ".join(map(repr, choices)) if choices else "a text" + " that is not empty" * (least > 0)
     return _rule(lambda value: isinstance(value, str) and len(value) >= least and value in (choices or [value]), words)
 
 
 def maybe(rule: Rule) -> Rule:
-    """null, or what the rule says."""
+    """Accept null, or a value that follows the rule."""
     return lambda where, value: None if value is None else rule(where, value)
 
 
 def anything(where: str, value: Any) -> None:
-    """Any value."""
+    """Accept any value."""
 
 
 def flag(where: str, value: Any) -> None:
-    """true or false."""
+    """Accept true or false."""
     _expect(isinstance(value, bool), where, value, "true or false")
 
 

@@ -73,7 +73,7 @@ _LOCKS, _BEING_WRITTEN = (".lock",), (".part", ".tmp", ".building")
 
 @dataclass(frozen=True)
 class Removable:
-    """A folder of the cache, or of an interrupted run, that can be removed at no loss but time; `size` in bytes."""
+    """A folder of the cache or of an interrupted run, which can be made again; `size` in bytes."""
 
     kind: str
     path: Path
@@ -81,7 +81,7 @@ class Removable:
 
 
 def size_of(path: Path) -> int:
-    """Bytes of all files in a folder; 0 where there is none."""
+    """Sum the bytes of all files in a folder; 0 if it does not exist."""
     total = 0
     for folder, _, files in os.walk(path):
         for name in files:
@@ -91,7 +91,7 @@ def size_of(path: Path) -> int:
 
 
 def run_folders() -> list[Path]:
-    """Every folder in `runs_dir()` that is a run, finished or not: NAME or STUDY/NAME."""
+    """List the folders in `runs_dir()` that are runs, finished or not: NAME or STUDY/NAME."""
     found = []
     for pattern in ("*", "*/*"):
         folders = (path for path in runs_dir().glob(pattern) if path.is_dir() and not path.is_symlink())
@@ -100,10 +100,10 @@ def run_folders() -> list[Path]:
 
 
 def removable(weights: bool = False) -> list[Removable]:
-    """What `medvit clean` removes: caches, and what interrupted runs have left. Finished runs are not among it.
+    """List what `medvit clean` removes: caches and interrupted runs, and no finished run.
 
     Args:
-        weights: the fetched pretrained weights, too.
+        weights: include the fetched pretrained weights.
     """
     kinds = {name: kind for name, kind in CACHES.items() if weights or name != "weights"}
     found = [(kind, cache_dir() / name) for name, kind in kinds.items()]
@@ -119,13 +119,13 @@ def removable(weights: bool = False) -> list[Removable]:
 
 
 def remove(one: Removable) -> str:
-    """Remove what `removable` has named, unless another process is using it.
+    """Remove one entry of `removable`, unless another process is using it.
 
     Returns:
-        why something of it was left, or an empty text.
+        why some of it was left; empty if nothing was.
 
     Raises:
-        MedvitError: it may not be removed.
+        MedvitError: it cannot be removed.
     """
     from filelock import FileLock, Timeout
 
@@ -142,6 +142,26 @@ def remove(one: Removable) -> str:
     except OSError as error:
         raise MedvitError(f"{error.filename or one.path} cannot be removed ({error.strerror or error}).") from error
     return ""
+
+
+def cache_content() -> str:
+    """Describe the size of the cache, by kind."""
+    kinds = {**CACHES, "data": "data sets"}
+    sizes = {kind: size_of(cache_dir() / name) for name, kind in kinds.items()}
+    return ", ".join(f"{kind} {size / 1e6:,.0f} MB" for kind, size in sizes.items() if size)
+
+
+def runs_content() -> str:
+    """Describe the size of the run folders: models, other files of finished runs, and interrupted runs."""
+    left = [one for one in removable() if one.kind not in CACHES.values()]
+    runs = [folder for folder in run_folders() if not folder.name.endswith(WORKING)]
+    models = [file for run in runs for kind in ("*.safetensors", "*.onnx") for file in run.glob(kind)]
+    sizes = {
+        f"models of {len(runs)} runs": sum(file.stat().st_size for file in models),
+        "interrupted runs": sum(one.size for one in left),
+    }
+    sizes["other files"] = size_of(runs_dir()) - sum(sizes.values())
+    return ", ".join(f"{kind} {size / 1e6:,.0f} MB" for kind, size in sizes.items() if size > 0)
 
 
 def _files(folder: Path) -> Iterator[Path]:

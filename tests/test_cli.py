@@ -131,7 +131,7 @@ def test_clean_asks_at_a_terminal_and_removes_nothing_without_one(used, capsys, 
     cache, runs = used
     before = names(cache) | names(runs)
     assert main(["clean"]) == 1
-    assert "there is no terminal to ask at. Pass --yes" in capsys.readouterr().out
+    assert "no terminal to ask for confirmation. Pass --yes" in capsys.readouterr().out
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
     for answer in ("", "n", "what"):
         monkeypatch.setattr("builtins.input", lambda question, answer=answer: answer)

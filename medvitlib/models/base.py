@@ -44,7 +44,7 @@ def digest(tensors: Mapping[str, torch.Tensor]) -> str:
 
 
 def base_state(path: Path, name: str) -> State:
-    """Tensors of a weights file as a model of this name has them, in memory of their own: the file may change later.
+    """Read the tensors of a weights file as a model of this name has them, copied: the file may change later.
 
     Raises:
         WeightsError: the file cannot be read.
@@ -58,13 +58,17 @@ def base_state(path: Path, name: str) -> State:
 
 
 def without_base(model: nn.Module, state: State) -> tuple[State, dict[str, str] | None]:
-    """What of a state dict (on the CPU) has to be kept, and the base that has the rest.
+    """Leave out of a state dict the tensors that the model's pretrained weights have.
 
-    All of it is kept, and the base is None, where the model was not built from a weights file that can be found again
-    by its name (in a weights folder, a cache or a download), or where more than half of its bytes are its own.
+    Nothing is left out if the model was not built from a weights file that can be found again by its name (in a weights
+    folder, a cache or a download), or if more than half of its bytes differ from that file.
 
     Args:
         model: from `build` or `load_model`; its `.weights_info` names the file.
+        state: its tensors, on the CPU.
+
+    Returns:
+        the tensors to store, and the base (see `model_json.BASE`), or None if nothing was left out.
     """
     info = getattr(model, "weights_info", None)
     info = asdict(info) if is_dataclass(info) else info
@@ -87,7 +91,7 @@ def without_base(model: nn.Module, state: State) -> tuple[State, dict[str, str] 
 
 
 def with_base(own: State, base: State) -> State:
-    """The state dict that `without_base` made `own` of, and whatever else the base has."""
+    """Undo `without_base`; tensors of the base that the model does not have are included."""
     state = base | {key: tensor for key, tensor in own.items() if not key.endswith(ZEROS)}
     for key, packed in own.items():
         if key.endswith(ZEROS):
@@ -107,7 +111,7 @@ def find_base(base: Mapping[str, str]) -> tuple[Path, State]:
         the file, and its tensors as `base_state` gives them.
 
     Raises:
-        WeightsError: they are neither here nor to be had; says which weights are needed and how to get them.
+        WeightsError: they are not here and cannot be fetched; names the weights and the ways to get them.
     """
     name, file = base["name"], base["file"]
     tried = []
@@ -131,7 +135,7 @@ def find_base(base: Mapping[str, str]) -> tuple[Path, State]:
 
 
 def _on_disk(name: str, file: str) -> Iterator[Path]:
-    """Files that may be these weights, the caches first: a weights folder may be a large tree."""
+    """Find files that may be these weights, in the cache first: a weights folder may be a large tree."""
     source = published(name)[0]
     yield from files_named((file, *source.files), [package_index.folder(), *weight_roots()])
     found = (source.hub and hub.cached_hub_file(source.hub), source.url and hub.cached_url_file(source.url))
@@ -139,7 +143,7 @@ def _on_disk(name: str, file: str) -> Iterator[Path]:
 
 
 def _fetched(name: str, file: str, failures: list[str]) -> Iterator[Path]:
-    """Files from each place that publishes weights of this name; the place whose file is called so comes first."""
+    """Fetch from the places that publish weights of this name: those whose file has this name, if any, else all."""
     source = published(name)[0]
     steps: list[tuple[bool, Callable[[], Path]]] = []
     if source.index:
@@ -159,7 +163,7 @@ def _fetched(name: str, file: str, failures: list[str]) -> Iterator[Path]:
 
 
 def _difference(key: str, tensor: torch.Tensor, base: torch.Tensor | None) -> State:
-    """What must be kept of one tensor: nothing, its zeros, or all of it."""
+    """Return what to store of one tensor: nothing, its zeros, or all of it."""
     if base is None or base.shape != tensor.shape:
         return {key: tensor}
     base = base.to(tensor.dtype)

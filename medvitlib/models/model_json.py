@@ -1,7 +1,7 @@
-"""What model.json, and the metadata of an exported .onnx file, must say; without PyTorch.
+"""The fields of model.json and of the metadata in an exported .onnx file, and their check; without PyTorch.
 
-It is checked here alone, when a model is loaded: every field's type, shape and range (`FIELDS`), then that the fields
-fit each other (`check_fit`). The code behind this door relies on it.
+They are checked once, when a model is loaded: type, shape and range of every field (`FIELDS`), then that the fields fit
+each other (`check_fit`). Code that gets them afterwards does not check again.
 """
 
 import base64
@@ -15,7 +15,7 @@ import numpy as np
 from medvitlib.errors import MedvitError
 from medvitlib.evaluation.calibration import BOUNDS
 from medvitlib.evaluation.conformal import BY
-from medvitlib.evaluation.result import COUNT, ESTIMATE, SHARE
+from medvitlib.evaluation.report_json import COUNT, ESTIMATE, SHARE
 from medvitlib.jsonfile import (
     BadJson,
     anything,
@@ -37,7 +37,7 @@ LARGEST_OPTION = 1e6  # of a number among a model's options, so that building it
 
 
 def _option(where: str, value: Any) -> None:
-    """Any value whose numbers are not huge; the model's constructor judges the rest."""
+    """Accept any value without huge numbers; the model's constructor checks the rest."""
     if isinstance(value, dict | list):
         (mapping if isinstance(value, dict) else listing)(_option)(where, value)
     elif type(value) in (int, float):
@@ -128,7 +128,7 @@ ONNX_FIELDS = {**FIELDS, "precision": text("float32", "int8, dynamic", "int8, st
 
 
 def read_info(folder: Path) -> dict[str, Any]:
-    """What the model.json of a folder says.
+    """Read and check the model.json of a folder.
 
     Raises:
         MedvitError: it is missing or cannot be read, or a field is missing or not as it should be.
@@ -142,7 +142,7 @@ def read_info(folder: Path) -> dict[str, Any]:
 
 
 def update_info(folder: Path, **changed: Any) -> None:
-    """Change fields of a model.json, or add some.
+    """Change or add fields of the model.json in a folder.
 
     Raises:
         MedvitError: as `read_info`.
@@ -151,7 +151,7 @@ def update_info(folder: Path, **changed: Any) -> None:
 
 
 def unreadable(what: str, folder: Path, error: Exception) -> MedvitError:
-    """The error to raise for files of a run that cannot be read."""
+    """Make the error for files of a run that cannot be read."""
     reason = " ".join(str(error).split()).removesuffix(".") or type(error).__name__
     reason = reason if len(reason) <= LONGEST_REASON else f"{reason[:LONGEST_REASON]} ..."
     return MedvitError(

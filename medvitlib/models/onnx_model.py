@@ -81,7 +81,7 @@ class OnnxModel:
         return Preprocessing(**self.info["preprocessing"])
 
     def _read_info(self, path: Path) -> dict[str, Any]:
-        """What the metadata says, checked as a model.json is, and against what goes in and comes out."""
+        """Read the metadata; check it as a model.json, and against the network's inputs and outputs."""
         stored = self.session.get_modelmeta().custom_metadata_map
         stored = {key.removeprefix(PREFIX): value for key, value in stored.items() if key.startswith(PREFIX)}
         if not stored:
@@ -93,13 +93,13 @@ class OnnxModel:
             images, features = self.session.get_inputs()[0].shape[1:], self._width("features")
             expected = [info["preprocessing"]["channels"], *info["preprocessing"]["image_size"]]
             familiar = (info.get("prediction") or {}).get("familiar") or {"shape": [0, features]}
-            for name, said, found in (
+            for name, stated, found in (
                 ("preprocessing", expected, images),
                 ("classes", len(info["classes"]), self._width("logits")),
                 ("prediction.familiar.shape", familiar["shape"][1], features),
             ):
-                if said != found and not isinstance(found, str):  # a text is a width that is not fixed
-                    raise BadJson(f"its metadata: {name} is for {said}; the network has {found}")
+                if stated != found and not isinstance(found, str):  # a text is a width that is not fixed
+                    raise BadJson(f"its metadata: {name} is for {stated}; the network has {found}")
             return info
         except BadJson as error:
             raise MedvitError(f"{path} cannot be used: {error}. Write it again: medvit export MODEL.") from error
@@ -155,5 +155,5 @@ def decisions(probabilities: np.ndarray, info: dict) -> np.ndarray:
 
 
 def metadata(info: dict) -> Iterable[tuple[str, str]]:
-    """Keys and values for a file's metadata; what is said of model.safetensors is of no use there."""
+    """Keys and values for a file's metadata, without the section about model.safetensors."""
     return ((PREFIX + key, json.dumps(value)) for key, value in info.items() if key != "weights")

@@ -46,11 +46,11 @@ def model_folder(name: str | Path) -> Path:
 
 
 def save_model(model: nn.Module, folder: Path, info: dict, *, keep_zeros: bool = False, whole: bool = False) -> None:
-    """Write model.safetensors and model.json.
+    """Write a model's two files, leaving out what its pretrained weights have (see `medvitlib.models.base`).
 
     Args:
         model: from `build`; adapters in it, merged or not, are kept as they are beside the frozen weights.
-        info: what model.json says beside the architecture, the preprocessing and the weights.
+        info: the other fields of model.json (see `medvitlib.models.model_json`).
         keep_zeros: merging the adapters leaves weights zero that are zero.
         whole: keep every tensor, and refer to no base.
     """
@@ -96,11 +96,11 @@ def save_whole(run: str | Path, folder: str | Path) -> Path:
 
 
 class Saved(NamedTuple):
-    """What the files of a model hold.
+    """Content of a model's files.
 
     Attributes:
-        info: what model.json says.
-        state: the state dict, adapters not merged, and whatever else the base has.
+        info: model.json.
+        state: the state dict, adapters not merged, and further tensors of the base.
         own: names of the tensors in model.safetensors.
         file: of the base; None where there is none.
     """
@@ -115,12 +115,12 @@ def load_model(folder: str | Path) -> tuple[nn.Module, dict]:
     """Load a trained model from model.safetensors, model.json and the pretrained weights that this names.
 
     Returns:
-        the model in evaluation mode, adapters merged, carrying `.architecture` and `.preprocessing`; and what
-        model.json says, checked whole (see `medvitlib.models.model_json`).
+        the model in evaluation mode, adapters merged, carrying `.architecture` and `.preprocessing`; and the content of
+        model.json, checked (see `medvitlib.models.model_json`).
 
     Raises:
         MedvitError: one of the two files is missing, damaged or does not belong to the other; or the pretrained
-            weights are not to be had, with what to do.
+            weights cannot be found, with what to do.
     """
     saved = read_saved(folder)
     info, weights = saved.info, saved.info["weights"]
@@ -165,10 +165,10 @@ def read_saved(folder: str | Path) -> Saved:
 
 
 def sketch(architecture: dict[str, Any]) -> nn.Module:
-    """Build a model's names and shapes, on the meta device where it can be, and refuse one beyond any that is known.
+    """Build a model without values (see `without_values`), refusing absurdly large ones.
 
     Raises:
-        Exception: whatever the constructor raises; ValueError where the model is too large.
+        ValueError: more than `MOST_TENSORS` or `MOST_NUMBERS`; the architecture's constructor may raise anything else.
     """
     seen = {"tensors": 0, "numbers": 0}
 
@@ -187,7 +187,7 @@ def sketch(architecture: dict[str, Any]) -> nn.Module:
 
 
 def _rebuilt(saved: Saved) -> nn.Module:
-    """The model that model.json describes, adapters in it, with the tensors of the files."""
+    """Build the model that model.json describes, adapters included, with the tensors of the files."""
     weights = saved.info["weights"]
 
     def adapted(model: nn.Module) -> nn.Module:
@@ -202,7 +202,7 @@ def _rebuilt(saved: Saved) -> nn.Module:
     wrong += [name for name in saved.own if name.removesuffix(ZEROS) not in expected]
     if wrong or len(expected) != weights["tensors"]:
         raise ValueError(
-            f"model.json describes a model of {len(expected)} tensors, the files have {weights['tensors']}, of which "
+            f"model.json describes a model of {len(expected)} tensors, the files have {weights['tensors']}; "
             f"{len(wrong)} are missing or of another shape{''.join(f', such as {name}' for name in wrong[:1])}"
         )
     state = {name: saved.state[name].to(value.dtype) for name, value in expected.items()}

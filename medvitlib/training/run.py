@@ -274,7 +274,7 @@ def load_run(folder: str | Path) -> Run:
 
 
 def read_validation(folder: Path, classes: Sequence[str]) -> pd.DataFrame:
-    """The table validation.csv, checked whole.
+    """Read and check the table validation.csv.
 
     Raises:
         MedvitError: it is missing or damaged, or made for other classes.

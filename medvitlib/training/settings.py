@@ -58,7 +58,7 @@ FIELDS = {
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
-    """What the config.json of a run says.
+    """Read and check the config.json of a run.
 
     Raises:
         MedvitError: it is missing or damaged.

@@ -15,7 +15,7 @@ from medvitlib.audit import measures
 from medvitlib.audit.findings import Finding, findings
 from medvitlib.audit.leaks import agreement, counts, overlap, pair_table, suspects
 from medvitlib.data import Dataset
-from medvitlib.data.near import near_duplicates
+from medvitlib.data.near import KINDS, near_duplicates
 from medvitlib.data.splits import joined
 from medvitlib.errors import DataError, printable
 from medvitlib.evaluation import Estimate
@@ -80,8 +80,7 @@ class Audit:
             "files left out": str(len(ds.quarantine)),
             "groups": self._groups(),
             "independent units": str(int(self.units.max()) + 1),
-            **{kind: f"{how.get(kind, 0)} pairs" for kind in ("identical files", "identical pixels")},
-            **{kind: f"{how.get(kind, 0)} pairs" for kind in ("altered copy", "same scene")},
+            **{kind: f"{how.get(kind, 0)} pairs" for kind in KINDS},
             "near-duplicates across classes": f"{int(self.pairs.across.str.contains('classes').sum())} pairs",
             "near-duplicates across groups": f"{int(self.pairs.across.str.contains('groups').sum())} pairs"
             if ds.groups_known

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from medvitlib.audit.leaks import TRAIN_SHARE, exposed, overlap
+from medvitlib.data.near import CERTAIN
 from medvitlib.evaluation import Estimate
 
 if TYPE_CHECKING:
@@ -75,9 +76,9 @@ def _copies(audit: "Audit") -> list[Finding]:
         both = pairs.split_a.isin([most.one, most.other]) & pairs.split_b.isin([most.one, most.other])
         kinds = pairs[both & (pairs.split_a != pairs.split_b)].how.value_counts()
         text = (
-            f"{most.images} of {most.of} {most.other} images ({most.images / most.of:.1%}) show what an image in "
-            f"{most.one} shows ({_kinds(kinds) or 'by way of a third'}). They are no test of what has learnt "
-            f"from {most.one}."
+            f"{most.images} of {most.of} {most.other} images ({most.images / most.of:.1%}) are near-duplicates of an "
+            f"image in {most.one} ({_kinds(kinds) or 'by way of a third'}). Those that show the same are no test of "
+            f"what has learnt from {most.one}."
         )
         found.append(Finding(most.images / most.of, text))
     sizes = np.bincount(audit.clusters)
@@ -95,12 +96,24 @@ def _copies(audit: "Audit") -> list[Finding]:
                 "training; split(ds, by='clusters') keeps clusters together."
             )
         found.append(Finding(share * (1.0 if alone else 0.1), text))
-    if crossing := int(pairs.across.str.contains("groups").sum()):
+    crossing = pairs[pairs.across.str.contains("groups")]
+    sure = crossing.how.isin(CERTAIN)
+    if sure.any():
+        row = crossing[sure].iloc[0]
         text = (
-            f"{_some(crossing, 'pair')} of near-duplicates under two different groups: the groups are not complete. "
-            "split(ds, by='clusters') joins them."
+            f"{_some(int(sure.sum()), 'pair')} of copies under two different groups, the first {row.image_a} "
+            f"({row.group_a}) and {row.image_b} ({row.group_b}): one patient with two names, or one image filed "
+            "twice. Look at them and correct the groups or remove a file."
         )
-        found.append(Finding(min(1.0, crossing / len(ds)), text))
+        found.append(Finding(min(1.0, sure.sum() / len(ds)), text))
+    if not sure.all():
+        row = crossing[~sure].iloc[0]
+        text = (
+            f"{_some(int((~sure).sum()), 'pair')} of images that are alike under two different groups, the first "
+            f"{row.image_a} ({row.group_a}) and {row.image_b} ({row.group_b}). Two patients can look as alike as "
+            "this: look before you change anything."
+        )
+        found.append(Finding(0.1 * min(1.0, (~sure).sum() / len(ds)), text))
     return found
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from medvitlib.data import Dataset
-from medvitlib.data.near import Pairs
+from medvitlib.data.near import KINDS, Pairs
 
 TRAIN_SHARE = 0.8  # of the random split that an audit imagines where there is no official one
 
@@ -31,7 +31,8 @@ def pair_table(ds: Dataset, pairs: Pairs) -> pd.DataFrame:
     across = [", ".join(name for name, yes in zip(differs, row, strict=True) if yes) for row in rows]
     table["across"] = np.array(across, dtype=str)
     weight = 4 * differs["splits"] + 2 * differs["classes"] + differs["groups"]
-    return table.iloc[np.lexsort((-pairs.points, pairs.how == "same scene", -weight))].reset_index(drop=True)
+    kind = [KINDS.index(how) for how in pairs.how]
+    return table.iloc[np.lexsort((-pairs.points, kind, -weight))].reset_index(drop=True)
 
 
 def overlap(splits: np.ndarray, keys: np.ndarray) -> pd.DataFrame:

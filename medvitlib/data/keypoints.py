@@ -135,10 +135,17 @@ def _detail(a: np.ndarray, b: np.ndarray, ours: np.ndarray, theirs: np.ndarray) 
     moved = cv2.warpAffine(grey, affine, target.shape[::-1], borderMode=cv2.BORDER_REPLICATE)
     both = cv2.warpAffine(inside.astype(np.uint8), affine, target.shape[::-1]) & there.astype(np.uint8)
     overlap = cv2.erode(both, np.ones((5, 5), np.uint8)) > 0
-    bands = [
-        cv2.GaussianBlur(g, (0, 0), 1.5).astype(np.float32) - cv2.GaussianBlur(g, (0, 0), 8) for g in (moved, target)
-    ]
-    x, y = (band[overlap] for band in bands)
+    x, y = (_band(grey, both)[overlap] for grey in (moved, target))
     if len(x) < 2 or min(x.std(), y.std()) == 0:
         return -1.0
     return float(np.corrcoef(x, y)[0, 1])
+
+
+def _band(grey: np.ndarray, inside: np.ndarray) -> np.ndarray:
+    """Fine detail, float32 (h, w), of the pixels `inside` alone: the black corners of a rotation must not blur into it."""
+    weight = inside.astype(np.float32)
+    fine, coarse = (
+        cv2.GaussianBlur(grey * weight, (0, 0), sigma) / np.maximum(cv2.GaussianBlur(weight, (0, 0), sigma), 1e-6)
+        for sigma in (1.5, 8)
+    )
+    return fine - coarse

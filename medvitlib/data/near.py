@@ -27,7 +27,7 @@ from medvitlib.data.keypoints import COUNT, FEWEST, Match, Points, agreeing, des
 from medvitlib.paths import cache_dir
 from medvitlib.progress import track
 
-VERSION = 2
+VERSION = 3
 """Part of the cache key of found pairs: raise it when the same images would give other pairs."""
 NEIGHBOURS = 3
 """Proposals an image and descriptor; a larger cluster is connected by the proposals of all its images."""
@@ -35,9 +35,14 @@ MIN_POINTS, MIN_SPREAD = 15, 0.05
 """Keypoints that must agree at least (more where unrelated images agree on many, as chests do: `_enough`), and the
 share of the image that they must span (a burnt-in letter agrees with its like)."""
 _STRANGERS = 2000  # pairs that tell how many keypoints unrelated images agree on
-MIN_DETAIL = 0.8
-"""Correlation of fine detail from which a pair is one picture, altered, and below which two pictures of one thing."""
-FILES, PIXELS, COPY, SCENE = "identical files", "identical pixels", "altered copy", "same scene"
+MIN_COPY, MIN_ALIKE = 0.985, 0.8
+"""Correlation of fine detail from which a pair is one picture, altered, and below which two pictures of one scene. In
+between it is not known: two photographs of the same cells reach 0.984, radiographs of two patients 0.93, while copies
+that were turned, cropped, brightened and saved again have 0.99 (`benchmarks/near_duplicates.py`)."""
+FILES, PIXELS, COPY, ALIKE, SCENE = "identical files", "identical pixels", "altered copy", "very alike", "same scene"
+KINDS = (FILES, PIXELS, COPY, ALIKE, SCENE)
+CERTAIN = (FILES, PIXELS, COPY)
+"""Kinds of pairs that are one picture; the others may be of two patients."""
 _BLOCK = 2**24  # similarities held at once: 64 MB
 _COLOUR_BINS, _COLOUR_RANGE = (8, 12, 12), (0, 256, 96, 200, 96, 200)  # of L, a, b, where tissue and stains lie
 _GREY_BINS, _GREY_RANGE = (16, 8, 9), (0, 256, 0, 64, -48, 48)  # of grey level, gradient and blob response
@@ -49,8 +54,9 @@ class Pairs:
 
     Args:
         i, j: int (P,), positions in the data set.
-        how: str (P,): "identical files", "identical pixels", "altered copy" (one picture, turned, cropped or re-saved)
-            or "same scene" (two pictures of one thing: neighbouring slices, overlapping fields of view).
+        how: str (P,): "identical files", "identical pixels", "altered copy" (one picture, turned, cropped or re-saved),
+            "very alike" (two pictures with the same detail: of one thing, or of two patients) or "same scene" (two
+            pictures that partly agree: neighbouring slices, overlapping fields of view).
         points: int (P,): keypoints that agree; 0 where none were needed.
     """
 
@@ -112,8 +118,12 @@ def _find(ds: Dataset) -> Pairs:
     }
     pairs = sorted({**proven, **same})
     i, j = np.array(pairs, int).reshape(-1, 2).T
-    how = [same.get(pair) or (COPY if proven[pair].detail >= MIN_DETAIL else SCENE) for pair in pairs]
+    how = [same.get(pair) or _kind(proven[pair].detail) for pair in pairs]
     return Pairs(i, j, np.array(how, dtype="<U16"), np.array([proven.get(pair, Match()).points for pair in pairs], int))
+
+
+def _kind(detail: float) -> str:
+    return COPY if detail >= MIN_COPY else ALIKE if detail >= MIN_ALIKE else SCENE
 
 
 def _enough(ds: Dataset, points: Points, proposed: set[tuple[int, int]]) -> int:

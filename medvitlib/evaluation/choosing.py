@@ -38,11 +38,13 @@ class Choice:
 def cut(labels: np.ndarray, groups: np.ndarray, share: float = 0.3, by: str = "groups", seed: int = 0) -> np.ndarray:
     """Bool (N,): a part with about `share` of each class, of its images or of its groups, and one of them at least.
 
+    A class with a single image or group has none in that part.
+
     Args:
         labels, groups: (N,), class and group (photograph, patient) of each image.
 
     Raises:
-        EvaluationError: a share that is none, an unknown `by`, or a class with a single image or group.
+        EvaluationError: a share that is none, an unknown `by`, or no class with two images or groups.
     """
     check_share(share, "share")
     if by not in BY:
@@ -53,10 +55,10 @@ def cut(labels: np.ndarray, groups: np.ndarray, share: float = 0.3, by: str = "g
     rng, chosen = np.random.default_rng(seed), np.zeros(len(labels), bool)
     for label in np.unique(labels[first]):
         those = units[labels[first] == label]
-        if len(those) < 2:
-            raise EvaluationError(f"class {label} has {len(those)} of {by} to cut in two: it takes 2 or more.")
         count = min(max(1, round(share * len(those))), len(those) - 1)
         chosen |= np.isin(names, rng.permutation(those)[:count])
+    if not chosen.any():
+        raise EvaluationError(f"no class has 2 or more {by}: there is nothing to cut in two.")
     return chosen
 
 

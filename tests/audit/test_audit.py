@@ -106,7 +106,7 @@ def test_a_folder_with_every_fault_is_described(tmp_path, own_roots):
     says = texts(found)
     assert found.baselines["image and file size"].value > 0.95 and "Image and file size alone reaches" in says
     assert "Two labels for" in says
-    assert "under two different groups" in says
+    assert "2 pairs of copies under two different groups" in says
     assert "Left out: 1 file," in says and "broken.png" in says
     assert found.files.loc["ill", "height"] == "60 to 80" and found.files.loc["well", "modes"] == "25 RGB"
     assert {"identical files", "identical pixels"} <= set(found.pairs.how)
@@ -324,3 +324,19 @@ def test_copies_of_an_official_split_are_weighed_by_what_crosses_it(clean):
         found = replace(clean, dataset=replace(unknown, splits=parts), clusters=clusters)
         (weight[name],) = [f.weight for f in found.findings if "lie in 1 cluster of near-duplicates" in f.text]
     assert weight["official"] == pytest.approx(0.1 * weight["none"])
+
+
+def test_images_that_are_alike_are_no_reason_to_join_patients(tmp_path, write_classes):
+    """Radiographs of two patients can be very alike; a copy under two names is an error in the groups."""
+    folder = write_classes(tmp_path / "set", {"a": 6, "b": 6})
+    found = audit(open_dataset(folder, image_size=32), weights=None, n_boot=100)
+    ds = replace(found.dataset, groups=np.arange(len(found.dataset)).astype(str), groups_known=True)
+
+    def says(how):
+        pairs = near.Pairs(np.array([0]), np.array([7]), np.array([how]), np.array([40]))
+        return texts(replace(found, dataset=ds, pairs=pair_table(ds, pairs)))
+
+    for how in near.KINDS:
+        assert "clusters'" not in says(how)
+        assert ("pair of copies under two" in says(how)) == (how in near.CERTAIN)
+        assert ("Two patients can look as alike" in says(how)) == (how not in near.CERTAIN)

@@ -184,3 +184,12 @@ def test_copies_recover_the_photographs_of_real_blood_cells(real_data, tmp_path)
     copies = pairs.take(pairs.how != "same scene")
     precision, recall = agreement(copies.clusters(len(ds)), ds.groups)
     assert precision >= 0.9 and recall >= 0.5, (precision, recall)
+
+
+@pytest.mark.real_data
+def test_radiographs_of_two_patients_are_no_copies(real_data):
+    ds = open_dataset(real_data / "chest_xray", image_size=224)
+    ds = ds.subset(np.arange(0, len(ds), 4))
+    pairs = near_duplicates(ds)
+    certain = np.isin(pairs.how, near.CERTAIN)
+    assert (ds.groups[pairs.i] == ds.groups[pairs.j])[certain].all()

@@ -36,6 +36,11 @@ def test_a_photograph_with_two_classes_stays_whole():
     assert 0 < part.sum() < 40
 
 
+def test_a_class_with_a_single_photograph_stays_on_the_other_side():
+    labels, groups = np.repeat([0, 1], [2, 8]), np.array(list("aabbccddee"))
+    assert not any(cut(labels, groups, 0.5, seed=seed)[:2].any() for seed in range(10))
+
+
 def test_the_best_epoch_on_one_part_is_reported_on_the_other():
     labels, groups = np.array([0, 0, 1, 1, 0, 0, 1, 1]), np.array(list("aabbccdd"))
     predicted = np.array([[0, 0, 1, 0, 1, 1, 1, 1], [0, 0, 1, 1, 0, 1, 1, 1], [0, 0, 1, 1, 0, 0, 1, 1]])
@@ -71,8 +76,8 @@ def test_what_cannot_be_is_said(photographs):
         cut(labels, groups, by="patients")
     with pytest.raises(EvaluationError, match="share"):
         cut(labels, groups, 1.5)
-    with pytest.raises(EvaluationError, match="class 0 has 1 of groups"):
-        cut(np.array([0, 0, 1, 1]), np.array(list("aabc")))
+    with pytest.raises(EvaluationError, match="no class has 2 or more groups"):
+        cut(np.array([0, 0, 1, 1]), np.array(list("aabb")))
     with pytest.raises(EvaluationError, match=r"expected \(E, N\)"):
         choose_epoch(labels, labels, labels == 0, groups)
     with pytest.raises(EvaluationError, match="images in both parts"):

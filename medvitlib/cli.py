@@ -83,6 +83,7 @@ def _parser() -> argparse.ArgumentParser:
         help="official, or of the run's own split (default: official test, or all)",
     )
     score.add_argument("--positive", metavar="CLASS", help="of several findings an image, the one to tell")
+    score.add_argument("--classes", metavar="A,B", help="MODEL is a converted checkpoint: its classes, in order")
     score.add_argument("--groups", metavar="CSV", help="which images belong together: a CSV, a pattern or its name")
     score.add_argument(
         "--ordered", action="store_true", help="classes are grades: quadratic kappa (RetinaMNIST has it)"
@@ -94,9 +95,9 @@ def _parser() -> argparse.ArgumentParser:
     answer.add_argument("images", metavar="IMAGE", nargs="+", help="files, folders, DICOM files, https:// addresses")
     answer.add_argument("--out", metavar="CSV", help="write a row an image there instead of printing a line each")
     answer.add_argument("--maps", metavar="DIR", help="write each image with its heat map (Grad-CAM) there")
-    answer.add_argument(
-        "--threshold", default="recall", help="recall, published, certified, 0.5 or a number (two classes)"
-    )
+    answer.add_argument("--threshold", help="recall (default), published, certified, 0.5 or a number (two classes)")
+    answer.add_argument("--classes", metavar="A,B", help="MODEL is a converted checkpoint: its classes, in order")
+    answer.add_argument("--positive", metavar="CLASS", help="with --classes: the positive one of two")
     answer.add_argument("--batch-size", type=int, default=32, metavar="N", help="images at a time (default: 32)")
     answer.add_argument("--allow-private", action="store_true", help="fetch from this machine's network, too")
     answer.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the best there is)")

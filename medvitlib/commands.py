@@ -109,11 +109,13 @@ def evaluate(options: argparse.Namespace) -> int:
     from medvitlib.data import open_dataset
     from medvitlib.data.sources.medmnist import is_ordered
     from medvitlib.evaluate import evaluate_saved, own_part
+    from medvitlib.models.convert import load_converted
     from medvitlib.models.saved import load_model, model_folder
     from medvitlib.paths import runs_dir
 
-    folder = model_folder(options.model)
-    _, info = load_model(folder)
+    given = _converted(options)
+    folder = Path(options.model) if given else model_folder(options.model)
+    _, info = load_converted(folder, **given, quiet=True) if given else load_model(folder)
     size = tuple(info["preprocessing"]["image_size"])
     ds = open_dataset(options.data, image_size=size, positive=options.positive, groups=options.groups)
     part = options.part or ("test" if (ds.splits == "test").any() else "all")
@@ -122,7 +124,7 @@ def evaluate(options: argparse.Namespace) -> int:
     name = f"evaluate-{folder.absolute().name}-{ds.name.replace('/', '-')}"
     out = Path(options.out) if options.out else runs_dir() / name
     asked = {"ordered": options.ordered or is_ordered(options.data), "device": options.device}
-    report = evaluate_saved(folder, ds, out=out, **asked)
+    report = evaluate_saved(folder, ds, out=out, **given, **asked)
     words = (
         "all images"
         if part == "all"
@@ -136,12 +138,23 @@ def evaluate(options: argparse.Namespace) -> int:
 def predict(options: argparse.Namespace) -> int:
     from medvitlib.predict import NOTICE, Predictor, summary, written
 
-    predictor = Predictor(options.model, threshold=options.threshold, device=options.device)
+    given = _converted(options)
+    predictor = Predictor(options.model, threshold=options.threshold, device=options.device, **given)
     asked = {"batch_size": options.batch_size, "allow_private": options.allow_private, "quiet": not options.out}
     answers = predictor.predict(options.images, **asked)
     counts = written(answers, predictor, options.out, options.maps, show=print)
     print("", *summary(counts, predictor), NOTICE, sep="\n")
     return 1 if counts["errors"] == counts["images"] else 0
+
+
+def _converted(options: argparse.Namespace) -> dict:
+    """What `load_converted` needs to know of a checkpoint; nothing for a run."""
+    file = Path(options.model)
+    if not options.classes:
+        if file.is_file() and file.suffix != ".onnx":
+            raise MedvitError(f"{file} is a file of weights: name its classes in order, --classes normal,pneumonia.")
+        return {}
+    return {"classes": [name.strip() for name in options.classes.split(",")], "positive": options.positive}
 
 
 def export(options: argparse.Namespace) -> int:

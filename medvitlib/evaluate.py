@@ -7,6 +7,7 @@ Afterwards model.safetensors and model.json are enough to predict: temperature, 
 limit beyond which an image is unlike the training images are stored in model.json.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from medvitlib.evaluation.calibration import apply_temperature
 from medvitlib.evaluation.conformal import NotCalibrated, conformal
 from medvitlib.evaluation.inputs import check_share
 from medvitlib.evaluation.report import Predictions, Report, Stored, build_report
+from medvitlib.models.convert import load_converted
 from medvitlib.models.model_json import unreadable, update_info
 from medvitlib.models.saved import load_model, model_folder
 from medvitlib.outliers import familiar
@@ -147,6 +149,8 @@ def evaluate_saved(
     folder: str | Path,
     dataset: Dataset,
     *,
+    classes: Sequence[str] = (),
+    positive: str | None = None,
     out: str | Path | None = None,
     confidence: float = 0.95,
     ordered: bool = False,
@@ -159,8 +163,10 @@ def evaluate_saved(
     """Score a saved model on a data set anew, at its stored temperature and thresholds: nothing is chosen on these.
 
     Args:
-        folder: of a run, or its name, or any folder with its model.safetensors and model.json.
+        folder: of a run, or its name, or any folder with its model.safetensors and model.json; or, with `classes`, a
+            file of `medvitlib.models.convert`.
         dataset: opened at the model's image size; of the same classes, in whatever order.
+        classes, positive: of a converted file, see `medvitlib.models.convert.load_converted`.
         out: where report.json, predictions.csv and plots/ go; None writes nothing.
         ordered: the classes are grades, see `build_report`.
 
@@ -168,8 +174,8 @@ def evaluate_saved(
         EvaluationError: no images, other classes than the model was made for, or a folder that cannot be written to.
         MedvitError: a model file that is missing or damaged.
     """
-    folder = model_folder(folder)
-    model, info = load_model(folder)
+    folder = Path(folder) if classes else model_folder(folder)
+    model, info = load_converted(folder, classes, positive) if classes else load_model(folder)
     dataset = _as_trained(dataset, info, folder)
     logits = forward(
         model, dataset, batch_size=batch_size, device=device, precision=precision, description="Evaluating"
@@ -229,7 +235,7 @@ def own_part(folder: str | Path, dataset: Dataset, part: str) -> Dataset:
         return dataset
     rows = dataset.splits == part
     if not (dataset.splits != "").any():
-        seen = seen_images(model_folder(folder))
+        seen = {} if Path(folder).is_file() else seen_images(model_folder(folder))
         if not seen:
             raise EvaluationError(
                 f"{dataset.name!r} has no official parts, and {folder} has no images.csv: leave out --part."

@@ -10,7 +10,7 @@ them. Images pass one batch at a time, so memory is the same for ten and for a h
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import chain, islice
@@ -29,6 +29,7 @@ from medvitlib.evaluation.calibration import apply_temperature
 from medvitlib.evaluation.conformal import Conformal
 from medvitlib.evaluation.inputs import percent
 from medvitlib.jsonfile import csv_line
+from medvitlib.models.convert import load_converted
 from medvitlib.models.onnx_model import OnnxModel
 from medvitlib.models.saved import load_model
 from medvitlib.models.saved import model_folder as run_folder
@@ -45,6 +46,7 @@ RULES = {
     "published": "published rule, on validation",
     "certified": "certified on validation",
 }
+UNCHOSEN = "one half, none was chosen"
 NOT_PREPARED = "It was not prepared: evaluate(run, parts), with the split the model was trained on, does it."
 
 
@@ -111,8 +113,12 @@ class Predictor:
 
     Args:
         folder: a run's or its name, one with its model.safetensors and model.json, or "teaching": the committed model;
-            or an .onnx file of `export`, which ONNX Runtime answers with on the CPU.
-        threshold: for two classes only: "0.5", "recall", "published" or "certified" as stored, or a number from 0 to 1.
+            or an .onnx file of `export`, which ONNX Runtime answers with on the CPU; or, with `classes`, a file of
+            `convert`, whose images are prepared as its architecture was published.
+        threshold: for two classes only: "0.5", "recall", "published" or "certified" as stored, or a number from 0 to 1;
+            None for "recall", and of a converted file, which stores none, for 0.5.
+        classes: of a converted file: names in the order of its outputs.
+        positive: of a converted file of two classes: the one that the threshold is for.
         device, precision: as `fit` takes them.
 
     Attributes:
@@ -121,14 +127,16 @@ class Predictor:
             did not store it. `missing` says why.
 
     Raises:
-        MedvitError: files that are missing or damaged, or a threshold that does not exist, with the reason.
+        MedvitError: files that are missing or damaged, classes that do not fit, or a threshold that does not exist.
     """
 
     def __init__(
         self,
         folder: str | Path,
         *,
-        threshold: str | float = "recall",
+        threshold: str | float | None = None,
+        classes: Sequence[str] = (),
+        positive: str | None = None,
         device: str | torch.device | None = None,
         precision: torch.dtype | str | None = "auto",
     ):
@@ -138,13 +146,17 @@ class Predictor:
             self.model = OnnxModel(folder)
             info = self.model.info
         else:
-            self.model, info = load_model(model_folder(folder))
+            self.model, info = (
+                load_converted(folder, classes, positive) if classes else load_model(model_folder(folder))
+            )
             self.model.to(self.device).eval()
             head_of(self.model).register_forward_pre_hook(self._see)
         self.classes, self.positive = list(info["classes"]), info["positive"]
         self.temperature = info.get("temperature", 1.0)
-        self.threshold = self._threshold(info, threshold)
-        self.rule = RULES.get(str(threshold), "as given") if self.positive is not None else "the largest"
+        asked = threshold if threshold is not None else "0.5" if classes and positive else "recall"
+        self.threshold = self._threshold(info, asked)
+        chosen = UNCHOSEN if classes and threshold is None else RULES.get(str(asked), "as given")
+        self.rule = chosen if self.positive is not None else "the largest"
         stored = info.get("prediction") or {}
         self.sets = Conformal(**stored["sets"]) if stored.get("sets") else None
         self.familiar = Familiar.from_dict(stored["familiar"]) if stored.get("familiar") else None

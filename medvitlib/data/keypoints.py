@@ -142,7 +142,7 @@ def _detail(a: np.ndarray, b: np.ndarray, ours: np.ndarray, theirs: np.ndarray) 
 
 
 def _band(grey: np.ndarray, inside: np.ndarray) -> np.ndarray:
-    """Fine detail, float32 (h, w), of the pixels `inside` alone: the black corners of a rotation must not blur into it."""
+    """Fine detail, float32 (h, w), of what lies `inside`: the black corners of a rotation must not blur into it."""
     weight = inside.astype(np.float32)
     fine, coarse = (
         cv2.GaussianBlur(grey * weight, (0, 0), sigma) / np.maximum(cv2.GaussianBlur(weight, (0, 0), sigma), 1e-6)

@@ -3,19 +3,21 @@
 import json
 import os
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from medvitlib.errors import WeightsError
+from medvitlib.errors import MedvitError, WeightsError
 from medvitlib.models.builders import BUILDERS, OWN, head_name, library_of, published
+from medvitlib.models.checkpoint import read_checkpoint
 from medvitlib.models.foreign import few, read_foreign
 from medvitlib.models.named import MODELS
 from medvitlib.models.npz import META_KEY, Checkpoint
 from medvitlib.models.sources import SHORT_NAMES
-from medvitlib.models.zoo import build_from, without_values
+from medvitlib.models.zoo import build, build_from, without_values
 
 SUFFIX = ".safetensors"
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # buffers of batch norms, not parameters
@@ -44,6 +46,10 @@ class Conversion:
             head = "no head" if classes is None else f"a head of {classes} classes"
             lines.append(
                 f"Fits {name}, with {head}: build({name!r}, {classes or 'num_classes'}, weights={str(self.path)!r})"
+            )
+        if len(self.fits) == 1 and classes:
+            lines.append(
+                f"medvit predict {self.path} IMAGES --classes A,B (in the order of its outputs) answers with it."
             )
         if not self.fits:
             lines.append(
@@ -89,9 +95,60 @@ def convert(
         found = {own: _compare(state, own) for own in OWN if own not in SHORT_NAMES.values()}
         fits = {own: classes for own, (classes, problems) in found.items() if not problems}
     meta = {"source": old.name} | ({"note": "averaged weights (EMA)"} if foreign.ema else {})
+    if len(fits) == 1:
+        meta["model"] = next(iter(fits))
     _write(state, new, meta)
     parameters = sum(v.numel() for k, v in state.items() if v.is_floating_point() and not k.endswith(STATISTICS))
     return Conversion(new, notes, len(state), parameters, fits)
+
+
+def load_converted(
+    path: str | Path, classes: Sequence[str], positive: str | None = None, *, quiet: bool = False
+) -> tuple[nn.Module, dict]:
+    """Load a file of `convert` as a classifier, and say how images are prepared for it: as for the published weights.
+
+    Args:
+        classes: names in the order of the head's outputs, which no checkpoint tells.
+        positive: of two classes, the one that is looked for.
+
+    Returns:
+        the model in evaluation mode, and what a model.json would say of it.
+
+    Raises:
+        WeightsError: the file cannot be read, does not say which model it is of, or has another number of classes.
+        MedvitError: class names that are none, or no positive one of two.
+    """
+    path, classes = Path(path), list(classes)
+    if len(set(classes)) != len(classes) or len(classes) < 2 or not all(classes):
+        raise MedvitError(f"classes {', '.join(classes)!r}: expected two names or more, each once.")
+    if (positive in classes) != (len(classes) == 2) or (positive and positive not in classes):
+        several = "of more than two classes none is the positive one: leave it out"
+        wanted = f"name the positive one of the two, {' or '.join(classes)}" if len(classes) == 2 else several
+        raise MedvitError(f"positive={positive!r}: {wanted}.")
+    checkpoint = read_checkpoint(path)
+    name = checkpoint.meta.get("model")
+    if not isinstance(name, str):
+        raise WeightsError(f"{path} does not say which model it is of: medvit convert OLD {path.name} --as NAME.")
+    found, problems = _compare(checkpoint.state, name)
+    if found != len(classes):
+        head = "no last layer" if found is None else f"a last layer of {found} classes"
+        raise WeightsError(f"{path} has {head}; {len(classes)} were named: {', '.join(classes)}.")
+    if problems:
+        raise WeightsError("\n  ".join([f"{path} does not fit {name}:", *problems]))
+    channels = _architecture(checkpoint.state, name, found)["in_channels"]
+    model = build(name, found, weights=path, in_channels=channels, quiet=True).eval()
+    if not quiet:
+        how = model.preprocessing
+        size = " × ".join(map(str, how.image_size))
+        mean, std = (", ".join(f"{value:.3f}" for value in values) for values in (how.mean, how.std))
+        print(
+            f"{path.name}: {name}, its outputs taken as {', '.join(classes)}. Images are prepared as for the published "
+            f"{name} ({size} px, mean {mean}, std {std}): if it was trained otherwise, its answers mean nothing."
+        )
+    why = "A converted file brings no validation images to choose it on."
+    unprepared = {"sets": None, "refused": [why], "familiar": None, "unchecked": why}
+    info = {"classes": classes, "positive": positive, "preprocessing": vars(model.preprocessing)}
+    return model, info | {"prediction": unprepared}
 
 
 def _default(old: Path) -> Path:

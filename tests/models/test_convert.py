@@ -6,6 +6,7 @@ import os
 import pickle
 
 import numpy as np
+import pandas as pd
 import pytest
 import timm
 import torch
@@ -14,11 +15,15 @@ from safetensors.torch import load_file
 from torch import nn
 
 from medvitlib.cli import main
+from medvitlib.data import normalise, open_dataset
 from medvitlib.errors import MedvitError, WeightsError
+from medvitlib.evaluation import Report
+from medvitlib.models.builders import published
 from medvitlib.models.checkpoint import read_checkpoint
 from medvitlib.models.convert import convert
 from medvitlib.models.foreign import read_foreign
 from medvitlib.models.zoo import build
+from medvitlib.predict import Predictor
 
 IMAGES = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
@@ -358,3 +363,61 @@ def test_the_command_prints_what_it_did(saved, tiny, capsys):
     assert capsys.readouterr().err.startswith("medvit: ")
     assert main(["convert", str(path), str(path.with_name("b.safetensors")), "--as", "test_vit"]) == 1
     assert "does not fit test_vit" in capsys.readouterr().err
+
+
+def test_predict_and_evaluate_take_a_converted_file_with_its_classes(saved, net, tmp_path, write_classes, capsys):
+    path = convert(saved(net.state_dict()), name="resnet18").path
+    folder = write_classes(tmp_path / "cells", {"a": 4, "b": 4, "c": 4})
+    named = ["--classes", "c, a,b"]
+    assert main(["predict", str(path), str(folder), "--out", str(tmp_path / "out.csv"), *named]) == 0
+    shown = capsys.readouterr().out
+    assert "its outputs taken as c, a, b. Images are prepared as for the published resnet18 (224 × 224 px" in shown
+    assert "the largest probability decides" in shown and "unlike the training images: not checked" in shown
+    rows = pd.read_csv(tmp_path / "out.csv")
+    planes = torch.from_numpy(open_dataset(folder, image_size=224).images.planes(np.arange(12)))
+    expected = net(normalise(planes, published("resnet18")[1])).softmax(1).detach().numpy()
+    np.testing.assert_allclose(rows[["p_c", "p_a", "p_b"]].to_numpy(), expected, atol=0.01)  # bfloat16, on some
+    assert main(["evaluate", str(path), str(folder), "--out", str(tmp_path / "report"), *named]) == 0
+    report = Report.load(tmp_path / "report")
+    assert report.classes == ("c", "a", "b") and [report.classes[y] for y in report.y_true] == list("aaaabbbbcccc")
+    np.testing.assert_allclose(report.probabilities, expected, atol=0.01)
+
+
+def test_a_converted_file_of_two_classes_has_a_positive_one_and_a_threshold_that_nobody_chose(
+    saved, tmp_path, write_classes
+):
+    two = build("vit_tiny_test", 2, weights=None, quiet=True)
+    path = convert(saved(two.state_dict())).path
+    images = write_classes(tmp_path / "two", {"a": 2, "b": 2})
+    predictor = Predictor(path, classes=["a", "b"], positive="b")
+    assert (predictor.threshold, predictor.rule) == (0.5, "one half, none was chosen")
+    assert all("one half, none was chosen" in answer.sentence() for answer in predictor.predict(images, quiet=True))
+    assert "converted file brings no validation images" in str(predictor)
+    assert Predictor(path, classes=["a", "b"], positive="b", threshold=0.2).threshold == 0.2
+    with pytest.raises(MedvitError, match="There is no recall threshold"):
+        Predictor(path, classes=["a", "b"], positive="b", threshold="recall")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "name its classes in order"),
+        (["--classes", "a,b,c"], "a last layer of 2 classes; 3 were named"),
+        (["--classes", "a,b"], "name the positive one of the two, a or b"),
+        (["--classes", "a,b", "--positive", "c"], "name the positive one of the two"),
+        (["--classes", "a,a", "--positive", "a"], "expected two names or more, each once"),
+        (["--classes", "a,b,c", "--positive", "a"], "none is the positive one"),
+    ],
+)
+@pytest.mark.parametrize("command", ["predict", "evaluate"])
+def test_what_a_file_does_not_tell_is_not_guessed(saved, tmp_path, write_classes, capsys, command, options, message):
+    path = convert(saved(build("vit_tiny_test", 2, weights=None, quiet=True).state_dict())).path
+    images = write_classes(tmp_path / "two", {"a": 2, "b": 2})
+    assert main([command, str(path), str(images), *options]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_a_file_that_does_not_say_its_model_is_refused(saved, net, tmp_path, write_classes):
+    path = convert(saved(net.state_dict())).path  # torchvision's models are not tried
+    with pytest.raises(MedvitError, match="--as NAME"):
+        Predictor(path, classes=["a", "b", "c"])

@@ -19,24 +19,24 @@ def parameter_importance(table: "pd.DataFrame", parameters: Sequence[str]) -> "p
 
     A random forest fits the metric, and its variance over the whole space is divided among the parameters; what only
     their combinations explain is left out, and the rest sums to 1. The values of a grid count alike, however far apart.
-    From few points the forest fits noise too: a share is a hint, no test.
+    From few points the forest fits noise too: a share is a hint, no test. Where all values are alike, every share is 0.
 
     Raises:
-        EvaluationError: fewer than two points with a value, all values alike, no parameter that varies.
+        EvaluationError: fewer than two points with a value, no parameter that varies.
     """
     import optuna
     import pandas as pd
 
     values = point_values(table, parameters)
     known = np.isfinite(values)
-    if known.sum() < 2 or np.ptp(values[known]) == 0:
-        raise EvaluationError(
-            f"{counted(known)}: what the metric depends on needs two points at least whose values differ."
-        )
+    if known.sum() < 2:
+        raise EvaluationError(f"{counted(known)}: what the metric depends on needs two points at least.")
     levels = {name: levels_of(table[known], name) for name in parameters}
     varied = {name: found for name, found in levels.items() if len(found.values) > 1}
     if not varied:
         raise EvaluationError(f"None of {', '.join(parameters)} varies among the points that have a value.")
+    if np.ptp(values[known]) == 0:
+        return pd.Series(0.0, index=list(parameters), name="importance")
     space, places = {}, {}
     for name, found in varied.items():
         places[name], ends = _coordinates(found)

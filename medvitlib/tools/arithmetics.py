@@ -49,7 +49,8 @@ def environment(name: str) -> dict[str, str]:
     if name not in names():
         raise ValueError(f"{name!r} is no arithmetic of this machine. There are: {', '.join(names())}.")
     if name.endswith(("-thread", "-threads")):
-        return {**dict.fromkeys(THREADS, name.split("-")[0]), "MKL_DYNAMIC": "FALSE"}  # else MKL caps them at the cores
+        # MKL would cap them at the cores, and more threads than cores must not wait in loops
+        return {**dict.fromkeys(THREADS, name.split("-")[0]), "MKL_DYNAMIC": "FALSE", "OMP_WAIT_POLICY": "PASSIVE"}
     if name == "native":
         return {}
     numpy_features, opencv_features = _optional_features()

@@ -12,10 +12,10 @@ import numpy as np
 import pandas as pd
 
 from medvitlib.audit import measures
-from medvitlib.audit.findings import Finding, findings
+from medvitlib.audit.findings import Finding, findings, some
 from medvitlib.audit.leaks import agreement, counts, overlap, pair_table, suspects
 from medvitlib.data import Dataset
-from medvitlib.data.near import KINDS, near_duplicates
+from medvitlib.data.near import CERTAIN, KINDS, near_duplicates
 from medvitlib.data.splits import joined
 from medvitlib.errors import DataError, printable
 from medvitlib.evaluation import Estimate
@@ -34,7 +34,7 @@ class Audit:
         dataset: what was audited.
         pairs: near-duplicates, one row a pair (`medvitlib.audit.leaks.pair_table`).
         clusters: int (N,): which images the pairs connect.
-        units: int (N,): groups, clusters and identical files joined: what is independent of each other.
+        units: int (N,): what is independent of each other: groups, joined by copies; clusters where groups are unknown.
         counts: images and units a class and official part.
         files: sizes, modes and bytes of the files a class; None where the images are not files.
         baselines: AUROC of each shortcut, out of fold and by unit; a sentence where there is none.
@@ -80,9 +80,9 @@ class Audit:
             "files left out": str(len(ds.quarantine)),
             "groups": self._groups(),
             "independent units": str(int(self.units.max()) + 1),
-            **{kind: f"{how.get(kind, 0)} pairs" for kind in KINDS},
-            "near-duplicates across classes": f"{int(self.pairs.across.str.contains('classes').sum())} pairs",
-            "near-duplicates across groups": f"{int(self.pairs.across.str.contains('groups').sum())} pairs"
+            **{kind: some(int(how.get(kind, 0)), "pair") for kind in KINDS},
+            "near-duplicates across classes": some(int(self.pairs.across.str.contains("classes").sum()), "pair"),
+            "near-duplicates across groups": some(int(self.pairs.across.str.contains("groups").sum()), "pair")
             if ds.groups_known
             else "groups not known",
             **({"clusters against groups": self._recovery()} if ds.groups_known else {}),
@@ -195,7 +195,9 @@ def audit(ds: Dataset, *, weights: str | None = "auto", n_boot: int = 500) -> Au
     features, network = measures.embedding(ds, weights)
     pairs = near_duplicates(ds)
     clusters = pairs.clusters(len(ds))
-    units = joined(clusters, ds.hashes, ds.groups)  # an image of an unknown group stands for itself
+    # two patients can be very alike, so that only copies join them; an image of an unknown group stands for itself
+    joining = pairs.take(np.isin(pairs.how, CERTAIN)) if ds.groups_known else pairs
+    units = joined(joining.clusters(len(ds)), ds.hashes, ds.groups)
 
     together = {"by image": np.arange(len(ds)), "by cluster": clusters, "by unit": units}
     # where nothing is shared they are the same, and so is what comes of them

@@ -55,7 +55,7 @@ def _groups_on_both_sides(audit: "Audit") -> list[Finding]:
         found.append(Finding(0.05, text))
     for most in _exposed_parts(ds.splits, ds.groups):
         text = (
-            f"{_some(most.shared, 'group')} in {most.one} and in {most.other}: {most.images} of {most.of} {most.other} "
+            f"{some(most.shared, 'group')} in {most.one} and in {most.other}: {most.images} of {most.of} {most.other} "
             f"images ({most.images / most.of:.1%}) are of a patient seen in {most.one}. Merge the parts and split by "
             "group."
         )
@@ -86,7 +86,7 @@ def _copies(audit: "Audit") -> list[Finding]:
     if len(many):
         share = exposed(audit.clusters)
         text = (
-            f"{many.sum()} of {len(ds)} images lie in {_some(len(many), 'cluster')} of near-duplicates "
+            f"{many.sum()} of {len(ds)} images lie in {some(len(many), 'cluster')} of near-duplicates "
             f"({_kinds(pairs.how.value_counts())}; the largest has {many.max()} images)."
         )
         alone = not ds.groups_known and not (ds.splits != "").any()  # nothing but the clusters keeps copies together
@@ -101,7 +101,7 @@ def _copies(audit: "Audit") -> list[Finding]:
     if sure.any():
         row = crossing[sure].iloc[0]
         text = (
-            f"{_some(int(sure.sum()), 'pair')} of copies under two different groups, the first {row.image_a} "
+            f"{some(int(sure.sum()), 'pair')} of copies under two different groups, the first {row.image_a} "
             f"({row.group_a}) and {row.image_b} ({row.group_b}): one patient with two names, or one image filed "
             "twice. Look at them and correct the groups or remove a file."
         )
@@ -109,7 +109,7 @@ def _copies(audit: "Audit") -> list[Finding]:
     if not sure.all():
         row = crossing[~sure].iloc[0]
         text = (
-            f"{_some(int((~sure).sum()), 'pair')} of images that are alike under two different groups, the first "
+            f"{some(int((~sure).sum()), 'pair')} of images that are alike under two different groups, the first "
             f"{row.image_a} ({row.group_a}) and {row.image_b} ({row.group_b}). Two patients can look as alike as "
             "this: look before you change anything."
         )
@@ -124,12 +124,13 @@ def _exposed_parts(splits: np.ndarray, keys: np.ndarray) -> list:
     return [max(rows.itertuples(), key=lambda row: row.images) for rows in parts if len(rows)]
 
 
-def _some(n: int, what: str) -> str:
+def some(n: int, what: str) -> str:
+    """Count things in words: "1 pair", "2 pairs"."""
     return f"{n} {what}{'' if n == 1 else 's'}"
 
 
 def _kinds(counted) -> str:
-    return ", ".join(f"{_some(n, 'pair')}: {how}" for how, n in counted.items())
+    return ", ".join(f"{some(n, 'pair')}: {how}" for how, n in counted.items())
 
 
 def _two_labels(audit: "Audit") -> list[Finding]:
@@ -138,13 +139,13 @@ def _two_labels(audit: "Audit") -> list[Finding]:
     if len(wrong):
         row = wrong.iloc[0]
         text = (
-            f"Two labels for {_some(len(wrong), 'pair')} of near-duplicates, the first {row.image_a} ({row.class_a}) "
+            f"Two labels for {some(len(wrong), 'pair')} of near-duplicates, the first {row.image_a} ({row.class_a}) "
             f"and {row.image_b} ({row.class_b}): one of the two is wrong, or the classes can occur together."
         )
         found.append(Finding(min(1.0, 2 * len(wrong) / len(audit.dataset)), text))
     mixed = audit.mixed_groups
     if mixed:
-        text = f"Images of several classes in {_some(mixed, 'group')}: right (cells of one smear), or an error."
+        text = f"Images of several classes in {some(mixed, 'group')}: right (cells of one smear), or an error."
         found.append(Finding(0.0, text))
     return found
 
@@ -189,7 +190,7 @@ def _effective_size(audit: "Audit") -> list[Finding]:
         return []
     most = np.sqrt((sizes**2).sum() / n)  # of a mean, where all images of a unit say the same (Kish's design effect)
     text = (
-        f"The {n} images come from {_some(units, 'independent unit')}. Count those: an interval computed from images "
+        f"The {n} images come from {some(units, 'independent unit')}. Count those: an interval computed from images "
         f"is up to {most:.1f} times too narrow."
     )
     return [Finding(0.1 * (1 - units / n), text)]
@@ -211,4 +212,4 @@ def _labels(audit: "Audit") -> list[Finding]:
 def _files(audit: "Audit") -> list[Finding]:
     if not (bad := audit.dataset.quarantine):
         return []
-    return [Finding(0.0, f"Left out: {_some(len(bad), 'file')}, the first {bad[0].path}: {bad[0].reason}.")]
+    return [Finding(0.0, f"Left out: {some(len(bad), 'file')}, the first {bad[0].path}: {bad[0].reason}.")]

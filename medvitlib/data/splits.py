@@ -61,10 +61,17 @@ def split(ds: Dataset, *, val: float = 0.2, test: float = 0.2, seed: int = 0, by
             their place, a lower bound on who belongs together. "images": nothing, to show what that does to a score.
 
     Raises:
-        DataError: for shares that leave nothing over, or a class with too few groups to go round.
+        DataError: for shares that leave nothing over, a class with too few groups to go round, or a positive class of
+            three.
     """
     if not len(ds):
         raise DataError(f"{ds.name!r} has no images to split.")
+    if ds.positive is not None and len(ds.classes) != 2:
+        raise DataError(
+            f"positive={ds.positive!r} was given, and {ds.name!r} has {len(ds.classes)} classes "
+            f"({', '.join(ds.classes)}): a positive class is one of two. Leave it out, or keep two of them with "
+            "ds.of_classes([...])."
+        )
     if by not in BY:
         raise DataError(f"by={by!r}: expected one of {', '.join(BY)}.")
     in_test, in_val = ds.splits == "test", ds.splits == "val"

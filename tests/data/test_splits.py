@@ -248,3 +248,12 @@ def test_another_size_is_split_alike():
         assert list(one.labels) == list(other.labels) and other.image_size == (64, 64)
     with pytest.raises(DataError, match=r"lacks .* of the train part"):
         same_split(parts, small.subset(range(3)))
+
+
+def test_a_positive_class_of_three_is_refused_before_anything_is_trained(tmp_path, write_classes):
+    ds = open_dataset(write_classes(tmp_path / "set", {"a": 9, "b": 9, "c": 9}), image_size=32, positive="b")
+    with pytest.raises(
+        DataError, match=r"'set' has 3 classes \(a, b, c\): a positive class is one of two. Leave it out"
+    ):
+        split(ds)
+    assert split(ds.of_classes(["a", "b"])).train.positive == "b"

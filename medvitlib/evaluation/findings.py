@@ -113,9 +113,10 @@ def _calibration(report: "Report") -> list[str]:
     worse = f" Scaling made the test NLL worse, by {change}: the test images differ from the validation images in this."
     refers = " Thresholds refer to the calibrated probabilities." if report.positive is not None else ""
     return [
-        f"Logits were divided by a temperature of {report.temperature:.3g}, {chosen}: NLL {before['nll'].value:.3f} "
-        f"to {after['nll']}, ECE (15 bins) {before['ece'].value:.3f} to {after['ece']}."
-        f"{worse if change.low > 0 else ''}{refers}"
+        f"Logits were divided by a temperature of {report.temperature:.3g}, {chosen}: the loss (NLL, mean negative "
+        f"log probability of the true class) went from {before['nll'].value:.3f} to {after['nll']}, the gap between "
+        f"probability and share right (ECE, 15 bins) from {before['ece'].value:.3f} to {after['ece']}."
+        f"{worse if round(change.low, 3) > 0 else ''}{refers}"
     ]
 
 

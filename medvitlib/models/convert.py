@@ -145,7 +145,7 @@ def load_converted(
             f"{path.name}: {name}, its outputs taken as {', '.join(classes)}. Images are prepared as for the published "
             f"{name} ({size} px, mean {mean}, std {std}): if it was trained otherwise, its answers mean nothing."
         )
-    why = "A converted file brings no validation images to choose it on."
+    why = "A converted file brings no validation images to set it by."
     unprepared = {"sets": None, "refused": [why], "familiar": None, "unchecked": why}
     info = {"classes": classes, "positive": positive, "preprocessing": vars(model.preprocessing)}
     return model, info | {"prediction": unprepared}

@@ -90,6 +90,16 @@ def test_calibration_that_does_harm_on_other_images_is_said(report):
     assert any("Scaling made the test NLL worse, by 0." in s for s in harmed.sentences())
 
 
+def test_a_temperature_of_one_harms_nobody(report):
+    """The change of the loss is then rounding error, on whatever side of zero."""
+    stored = Stored(1.0, {})
+    kept = build_report(report.y_true, report.probabilities, groups=report.groups, stored=stored, **TWO)
+    assert abs(kept.calibration["change"]["nll"].value) < 1e-9
+    for tiny in (1e-16, -1e-16):
+        kept.calibration["change"]["nll"] = replace(kept.calibration["change"]["nll"], low=tiny, value=tiny, high=tiny)
+        assert "worse" not in " ".join(kept.sentences())
+
+
 def test_calibration_whose_harm_may_be_chance_is_not_called_worse():
     """NLL 0.642 to 0.670 [0.550, 0.800] on 40 patients says nothing about the test images."""
     seen = False

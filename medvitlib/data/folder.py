@@ -4,19 +4,21 @@ Layouts, tried in this order:
     FOLDER/{train,val,test}/CLASS/...    split folders, in any case (also training, valid, validation, testing)
     FOLDER/CLASS/...                     class folders; folders below a class belong to it
     either of them one or two folders further down, as Kaggle's doubled folders have it
-    MANIFEST.csv                         columns `path` and `class` (or `label`), optionally `split` and `group`;
+    MANIFEST.csv                         columns `path` and `class` (or `label`), optionally `split` and `group` (or
+                                         `patient_id`, `subject` and the like: `medvitlib.data.tables`);
                                          paths are absolute or relative to the manifest's folder
 Files and folders that start with a dot, and __MACOSX, are left out.
 """
 
-import csv
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from medvitlib.data.decode import SUFFIXES
+from medvitlib.data.tables import CLASS, GROUP, PATH, find_column, find_files, known_group, need_column, read_table
 from medvitlib.errors import DataError, printable
 
 SPLITS = {
@@ -193,6 +195,11 @@ def _check(source: Path, listing: Listing) -> None:
         loose = sum(map(_loose, (listing.folder, *_folders(listing.folder))))
         what = f"holds {loose} images but no class folders" if loose else "holds no images"
         raise DataError(f"{source} {what}. Expected {layout}, or a CSV manifest.{hint}")
+    plain = Counter(" ".join(name.casefold().split()) for name in classes)
+    if alike := sorted(name for name in classes if plain[" ".join(name.casefold().split())] > 1):
+        raise DataError(
+            f"{source}: classes {', '.join(map(repr, alike))} differ in case or spaces alone. Give one class one name."
+        )
     if len(classes) == 1:
         raise DataError(
             f"{source} has one class only, {classes.pop()!r} ({len(listing.samples)} images); a classifier needs two. "
@@ -205,38 +212,38 @@ def _check(source: Path, listing: Listing) -> None:
         )
 
 
-def read_rows(path: Path, required: tuple[tuple[str, ...], ...]) -> list[dict[str, str]]:
-    """Rows of a CSV file with lower-case column names; each of `required` lists names of which one must be there."""
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, skipinitialspace=True)
-            columns = [(name or "").strip().lower() for name in reader.fieldnames or []]
-            reader.fieldnames = columns
-            rows = [{key: (value or "").strip() for key, value in row.items() if key} for row in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path} cannot be read as a UTF-8 CSV file: {error}") from None
-    for names in required:
-        if not any(name in columns for name in names):
-            raise DataError(f"{path} has columns {columns}: a column {' or '.join(map(repr, names))} is missing.")
-    return rows
-
-
 def _manifest(path: Path) -> Listing:
-    rows = read_rows(path, (("path",), ("class", "label")))
-    samples = []
-    for number, row in enumerate(rows, start=2):
-        label, split = row.get("class") or row.get("label", ""), row.get("split", "")
-        if not row["path"] or not label or "\0" in row["path"]:
+    table = read_table(path)
+    of = {names[0][0]: need_column(table, path, names) for names in (PATH, CLASS)}
+    of["group"] = find_column(table.columns, GROUP)
+    other = [f"{column!r} as the {what}" for what, column in of.items() if column and column != what]
+    notes = [*table.notes, *([f"{path.name}: read {', '.join(other)}."] if other else [])]
+    for number, row in zip(table.lines, table.rows, strict=True):
+        if not row[of["path"]] or not row[of["class"]] or "\0" in row[of["path"]]:
             raise DataError(f"{path}, line {number}: path and class must be text, and not empty.")
-        if split and split.lower() not in SPLITS:
-            raise DataError(f"{path}, line {number}: split {split!r}; expected one of {sorted(SPLITS)} or nothing.")
-        file = path.parent / row["path"]
-        ident = Path(row["path"]).as_posix()
-        samples.append(Sample(file, ident, label, SPLITS.get(split.lower(), ""), row.get("group", "")))
-    files = Counter(os.path.abspath(sample.path) for sample in samples)
-    if twice := [file for file, times in files.items() if times > 1]:
+        if (split := row.get("split", "").lower()) and split not in SPLITS:
+            raise DataError(
+                f"{path}, line {number}: split {row['split']!r}; expected one of {sorted(SPLITS)} or nothing."
+            )
+    names = [row[of["path"]] for row in table.rows]
+    files, said = find_files(path.parent, names)
+    labels = [row[of["class"]] for row in table.rows]
+    if all(re.fullmatch(r"-?\d+\.0+", label) for label in labels):  # as pandas writes a column with a gap
+        labels = [label.partition(".")[0] for label in labels]
+    samples = [
+        Sample(
+            file,
+            Path(name if os.path.exists(path.parent / name) else name.replace("\\", "/")).as_posix(),
+            label,
+            SPLITS.get(row.get("split", "").lower(), ""),
+            known_group(row.get(of["group"])),
+        )
+        for file, name, label, row in zip(files, names, labels, table.rows, strict=True)
+    ]
+    counted = Counter(os.path.abspath(sample.path) for sample in samples)
+    if twice := [file for file, times in counted.items() if times > 1]:
         raise DataError(f"{path} lists {twice[0]} more than once: keep one line an image.")
-    listing = Listing(path.parent, samples)
+    listing = Listing(path.parent, samples, notes=[*notes, *said])
     _check(path, listing)
     return listing
 

@@ -1,15 +1,34 @@
-"""Which images belong together (one patient, one photograph): from a side-car CSV, a pattern, or not known."""
+"""Which images belong together (one patient, one photograph): from a side-car CSV, a pattern, or not known.
+
+What file names look like is proposed, never applied: numbers in names can be series, sessions or a running count.
+"""
 
 import os
 import re
+import warnings
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
-from medvitlib.data.folder import Listing, Sample, read_rows
-from medvitlib.errors import DataError
+from medvitlib.data.folder import Listing, Sample
+from medvitlib.data.tables import GROUP, PATH, find_files, known_group, need_column, read_table
+from medvitlib.errors import DataError, printable
 
 PATTERNS = {"kermany": r"(?:^|/)(person\d+|(?:NORMAL2-)?IM-\d+)[_-][^/]*$"}
 """Named patterns, searched in the id; the one bracketed group is the patient's id."""
+KERMANY = {
+    "normal": re.compile(r"(?:^|/)(?:NORMAL2-)?IM-\d{4}-\d{4}(?:-\d{4})?\.jpe?g$", re.IGNORECASE),
+    "pneumonia": re.compile(r"(?:^|/)person\d+_(?:bacteria|virus)_[\d_]+\.jpe?g$", re.IGNORECASE),
+}
+"""How the files of Kermany's chest X-rays are named in each of its two classes, by which the set is recognised."""
+PROPOSED = {
+    "a folder a patient": r"([^/]+)/[^/]+$",
+    "a patient's number": r"(?i)(?:^|[/_-])((?:pat|patient|person|subj|subject|sub|case|pid|p)[-_ ]?\d+)[^/\d][^/]*$",
+    "PATIENT and a number": r"([^/]+?)[-_ ]+\(?\d+\)?\.[^./]+$",
+}
+"""What file names can look like, and the expression that reads the patient from them."""
+FEWEST = 5
+"""Groups below which nothing is proposed."""
 SIDE_CARS = ("groups.csv", "source_groups.csv", "manifest.csv")
 """Files looked for, in any case, in the set's folder and the two above it, with columns path and group; of
 source_groups.csv they are split, class, file and source: the photograph that a file was made from."""
@@ -21,8 +40,9 @@ def assign_groups(listing: Listing, groups: str | Path | None) -> tuple[Listing,
     Args:
         groups: a CSV file with columns path (absolute, or relative to the CSV's folder or to the data set's) and
             group; the name of a pattern (`PATTERNS`); a regular expression with one bracketed group, searched in the
-            id; or None: a manifest's own group column, a side-car, a named pattern that fits at least 95 % of the
-            ids, in that order.
+            id; or None: a manifest's own column, a side-car, in that order; and the names of Kermany's chest X-rays,
+            where folder and files are called as theirs. A note proposes an expression for other names that look
+            like patients', and does not use it.
 
     Returns:
         the listing, and whether the group of every image is known. An image without a known group stands for itself.
@@ -54,11 +74,48 @@ def _automatic(listing: Listing) -> tuple[Listing, bool]:
             meant = folder == listing.folder and path.name.lower() == SIDE_CARS[0]
             if (found := _from_csv(listing, path, must_match=meant)) is not None:
                 return _finish(listing, found)
-    for name, pattern in PATTERNS.items():
-        fitting = sum(re.search(pattern, sample.id) is not None for sample in listing.samples)
-        if fitting >= 0.95 * len(listing.samples):
-            return _finish(listing, _restarting(listing.samples, _from_pattern(listing.samples, pattern, name)))
+    if _is_kermany(listing.samples):
+        note = "folders and files are named as those of chest_xray (Kermany): patients were read from the file names."
+        found = _restarting(listing.samples, _from_pattern(listing.samples, PATTERNS["kermany"], "kermany"))
+        return _finish(replace(listing, notes=[*listing.notes, note]), found)
+    if proposal := propose(listing.samples):
+        listing = replace(listing, notes=[*listing.notes, proposal])
+        warnings.warn(printable(proposal), stacklevel=4)
     return _finish(listing, [""] * len(listing.samples))
+
+
+def _is_kermany(samples: list[Sample]) -> bool:
+    """Whether at least 95 % of the images of each class are named as those of Kermany's set."""
+    fitting, total = Counter(), Counter(sample.label.lower() for sample in samples)
+    for sample in samples:
+        pattern = KERMANY.get(sample.label.lower())
+        fitting[sample.label.lower()] += pattern is not None and pattern.search(sample.id) is not None
+    return set(total) == set(KERMANY) and all(fitting[label] >= 0.95 * n for label, n in total.items())
+
+
+def propose(samples: list[Sample]) -> str:
+    """Return a sentence on what in the names could be the patient, with the expression to pass; "" where nothing could.
+
+    It must fit 95 % of the images, and give groups of which no one has a fifth of the images and half have several.
+    """
+    for words, pattern in PROPOSED.items():
+        pattern = re.compile(pattern)
+        found = [pattern.search(sample.id) for sample in samples]
+        names = [match[1] if match else "" for match in found]
+        if words == "a folder a patient":  # below the class, or the class itself would be one
+            names = ["" if name == sample.label else name for name, sample in zip(names, samples, strict=True)]
+        sizes = Counter(filter(None, names))
+        several = sum(n > 1 for n in sizes.values())
+        if len(sizes) < FEWEST or sum(sizes.values()) < 0.95 * len(samples) or 2 * several < len(sizes):
+            continue
+        if max(sizes.values()) > max(2, 0.2 * len(samples)):
+            continue
+        return (
+            f"patients are not known. The names look like {words}: {len(sizes)} groups of {min(sizes.values())} to "
+            f"{max(sizes.values())} images, such as {next(iter(sizes))!r}. If these are the patients, pass "
+            f"groups={pattern.pattern!r}; nothing was assumed."
+        )
+    return ""
 
 
 def _side_cars(folder: Path) -> list[Path]:
@@ -74,24 +131,24 @@ def _from_csv(listing: Listing, path: Path, must_match: bool) -> list[str] | Non
         raise DataError(f"groups={str(path)!r}: no such file. Expected a CSV with columns path and group.")
     sources = path.name.lower() == "source_groups.csv"
     try:
-        rows = read_rows(path, (("file",), ("source",)) if sources else (("path",), ("group",)))
+        table = read_table(path)
+        file = need_column(table, path, (("file",),) if sources else PATH)
+        column = need_column(table, path, (("source",),) if sources else GROUP)
     except DataError:
         if must_match:
             raise
         return None  # some other CSV that happens to be called manifest.csv
+    names = [row[file] for row in table.rows]
     if sources:
-        folders = [[row.get(part, "") for part in ("split", "class", "file")] for row in rows]
-        rows = [
-            {"path": "/".join(filter(None, f)), "group": row["source"]} for f, row in zip(folders, rows, strict=True)
-        ]
+        names = ["/".join(filter(None, (row.get("split"), row.get("class"), row[file]))) for row in table.rows]
+    groups = [known_group(row[column]) for row in table.rows]
     files = [os.path.abspath(sample.path) for sample in listing.samples]
     for folder in (path.parent, listing.folder):
         listed: dict[str, str] = {}
-        for row in rows:
-            file = os.path.abspath(os.path.join(folder, row["path"]))
-            if listed.setdefault(file, row["group"]) != row["group"]:
-                raise DataError(f"{path} gives {row['path']} two groups, {listed[file]!r} and {row['group']!r}.")
-        missing = [sample.id for sample, file in zip(listing.samples, files, strict=True) if file not in listed]
+        for name, place, group in zip(names, find_files(folder, names)[0], groups, strict=True):
+            if listed.setdefault(os.path.abspath(place), group) != group:
+                raise DataError(f"{path} gives {name} two groups, {listed[os.path.abspath(place)]!r} and {group!r}.")
+        missing = [sample.id for sample, own in zip(listing.samples, files, strict=True) if own not in listed]
         if len(missing) < len(files):
             break
     if len(missing) == len(files) and not must_match:
@@ -99,7 +156,7 @@ def _from_csv(listing: Listing, path: Path, must_match: bool) -> list[str] | Non
     if missing:
         raise DataError(
             f"{path} has no line for {len(missing)} of {len(files)} images, the first {missing[:3]}; its own first is "
-            f"{rows[0]['path'] if rows else 'none'!r}. Add them (an empty group means unknown), or name other groups. "
+            f"{names[0] if names else 'none'!r}. Add them (an empty group means unknown), or name other groups. "
             f"Paths count from {path.parent} or {listing.folder}, with / between folders."
         )
     return [listed[file] for file in files]

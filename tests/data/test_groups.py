@@ -1,4 +1,5 @@
 import csv
+import re
 
 import numpy as np
 import pytest
@@ -37,7 +38,7 @@ def test_a_side_car_is_found(tmp_path, folder, place, prefix):
 @pytest.mark.parametrize(
     ("name", "text", "says"),
     [
-        ("groups.csv", "file;patient\na/img_0.png;p\n", "'path' is missing"),
+        ("groups.csv", "place;patient\na/img_0.png;p\n", "one that names the path is missing"),
         ("Groups.CSV", "path,group\nimg_0.png,p\n", r"no line for 4 of 4.*its own first is 'img_0.png'"),
     ],
 )
@@ -63,7 +64,7 @@ def test_an_empty_group_is_unknown(tmp_path, folder):
         ("path,group\na/img_0.png,p\n", "no line for 3 of 4 images"),
         ("path,group\nb/other.png,p\n", "no line for 4 of 4"),
         ("path,group\na/img_0.png,p\na/img_0.png,q\n", "two groups, 'p' and 'q'"),
-        ("file,patient\na/img_0.png,p\n", "'path' is missing"),
+        ("file,name\na/img_0.png,p\n", "one that names the group is missing"),
     ],
 )
 def test_a_bad_side_car_says_what_is_wrong(folder, text, says):
@@ -134,3 +135,74 @@ def test_the_kermany_pattern_equals_the_manifest(real_data):
     }
     assert len(numbers["train"] & numbers["test"]) == 170  # the same numbers, other children
     assert len(np.unique(list(by_pattern.values()))) == sum(map(len, numbers.values()))
+
+
+def write_all(folder, names, write_image):
+    for seed, name in enumerate(names):
+        write_image(folder / name, seed)
+    return folder
+
+
+STRANGERS = {
+    "series of an export": [
+        f"{kind}/{kind[0]}{p:03d}/IM-{s + p % 6:04d}-{i:04d}.png"
+        for kind in ("benign", "malignant")
+        for p in range(8)
+        for s in (1, 2)
+        for i in (1, 2)
+    ],
+    "sessions": [f"{k}/person{s}_{k[0]}{p:03d}.png" for k in ("a", "b") for p in range(9) for s in (p, p + 1)],
+    "a running number": [f"{kind}/IM-{n + 20 * (kind == 'b'):04d}-0001.png" for kind in "ab" for n in range(20)],
+    "Kermany's, but of one class": [
+        f"{kind}/IM-{n:04d}-0001.jpeg" for kind in ("NORMAL", "PNEUMONIA") for n in range(9)
+    ],
+}
+
+
+@pytest.mark.parametrize("names", STRANGERS.values(), ids=STRANGERS)
+@pytest.mark.filterwarnings("ignore:patients are not known")
+def test_names_that_look_like_patients_are_never_taken_for_them(tmp_path, write_image, names):
+    found, known = groups_of(write_all(tmp_path, names, write_image))
+    assert not known and all(group == name for name, group in found.items())
+
+
+@pytest.mark.parametrize(
+    ("names", "says", "groups"),
+    [
+        (STRANGERS["series of an export"], "a folder a patient: 16 groups of 4 to 4 images, such as 'b000'", 16),
+        ([f"{k}/p{p:02d}_{v}.png" for k in "xy" for p in range(6) for v in "ab"], "a patient's number: 6 groups", 6),
+        (
+            [f"{k}/{k}w{p}-{v}.png" for k in "xy" for p in "abcdef" for v in (1, 2)],
+            "PATIENT and a number: 12 groups",
+            12,
+        ),
+    ],
+)
+def test_what_names_look_like_is_proposed_with_the_expression_to_pass(tmp_path, write_image, names, says, groups):
+    write_all(tmp_path, names, write_image)
+    with pytest.warns(UserWarning, match=says) as said:
+        assert not groups_of(tmp_path)[1]
+    expression = re.search(r"groups='(.*)'; nothing", str(said[0].message))[1].replace("\\\\", "\\")
+    found, known = groups_of(tmp_path, expression)
+    assert known and len(set(found.values())) == groups
+
+
+@pytest.mark.parametrize(
+    "names", [[f"{k}/{k} ({n}).png" for k in "ab" for n in range(9)], [f"{k}/{n}.png" for k in "ab" for n in range(9)]]
+)
+def test_a_count_within_a_class_is_no_proposal(tmp_path, write_image, names, recwarn):
+    assert not groups_of(write_all(tmp_path, names, write_image))[1] and not recwarn.list
+
+
+@pytest.mark.parametrize("column", ["patient_id", "PatientID", "subject", "case id", "Patient"])
+@pytest.mark.parametrize("gap", ["", "nan", "None", "NULL", "N/A"])
+def test_a_column_that_names_patients_is_read_and_said(tmp_path, write_image, column, gap):
+    lines = [f"{k}.png,{'ab'[k % 2]},{f'p{k // 4}' if k < 16 else gap}" for k in range(20)]
+    write_all(tmp_path, [f"{k}.png" for k in range(20)], write_image)
+    (tmp_path / "list.csv").write_text(f"path,class,{column}\n" + "\n".join(lines))
+    listing = scan(tmp_path / "list.csv")
+    assert any(f"{column.lower()!r} as the group" in note for note in listing.notes)
+    listing, known = assign_groups(listing, None)
+    assert not known and [s.group for s in listing.samples] == [
+        f"p{k // 4}" if k < 16 else f"{k}.png" for k in range(20)
+    ]

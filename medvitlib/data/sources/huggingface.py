@@ -18,6 +18,7 @@ from medvitlib.data.folder import SPLITS, Listing, Sample
 from medvitlib.data.sources.arrays import Opened
 from medvitlib.data.sources.labels import name_labels
 from medvitlib.data.sources.medmnist import facts_of_file
+from medvitlib.data.tables import GROUP, find_column, known_group
 from medvitlib.errors import DataError
 from medvitlib.progress import track
 
@@ -49,7 +50,7 @@ def read_datasets(
         positive: where an image can have several labels, the one to tell from its absence.
         image_column: needed where several columns hold images; otherwise the one that does.
         label_column: likewise; otherwise the ClassLabel column, or one called label, labels, class or target.
-        group_column: the patient, if a column tells.
+        group_column: the patient; otherwise a column called patient_id, subject or the like (`medvitlib.data.tables`).
 
     Raises:
         DataError: no such column or several, a stream, labels that differ between parts or make no classes.
@@ -58,6 +59,8 @@ def read_datasets(
     first = next(iter(parts.values()))
     image = _image_column(first.features, image_column)
     label = _label_column(first.features, label_column)
+    if group_column is None and (group_column := find_column(first.features, GROUP)) not in (None, "group"):
+        notes.append(f"column {group_column!r} says which images belong together.")
     columns = [image, label] + ([_named(first.features, group_column)] if group_column is not None else [])
     for split, part in parts.items():
         if differ := [c for c in columns if str(part.features.get(c)) != str(first.features[c])]:
@@ -77,7 +80,7 @@ def read_datasets(
     splits = [split for split, part in parts.items() for _ in range(len(part))]
     ids = [f"{split}/{k:05d}".removeprefix("/") for split, part in parts.items() for k in range(len(part))]
     decoded = stored_contents(files, contents.read, hashes, size)
-    rows = zip(ids, texts, splits, ("" if group is None else str(group) for group in groups), strict=True)
+    rows = zip(ids, texts, splits, map(known_group, groups), strict=True)
     samples = [Sample(Path(name, ident), ident, text, split, group) for ident, text, split, group in rows]
     facts = facts_of_file(Path(name))
     if facts and set(facts.classes) != set(named.classes):

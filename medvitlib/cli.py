@@ -86,7 +86,12 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("--classes", metavar="A,B", help="MODEL is a converted checkpoint: its classes, in order")
     score.add_argument("--groups", metavar="CSV", help="which images belong together: a CSV, a pattern or its name")
     score.add_argument(
-        "--ordered", action="store_true", help="classes are grades: quadratic kappa (RetinaMNIST has it)"
+        "--ordered",
+        nargs="?",
+        const=True,
+        default=False,
+        metavar="LOW,..,HIGH",
+        help="classes are grades, in this order: quadratic kappa (RetinaMNIST has it)",
     )
     score.add_argument("--out", metavar="DIR", help="where the report goes (default: runs/evaluate-MODEL-DATA)")
     score.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the best there is)")

@@ -123,7 +123,9 @@ def evaluate(options: argparse.Namespace) -> int:
     ds = own_part(folder, ds, part)
     name = f"evaluate-{folder.absolute().name}-{ds.name.replace('/', '-')}"
     out = Path(options.out) if options.out else runs_dir() / name
-    asked = {"ordered": options.ordered or is_ordered(options.data), "device": options.device}
+    ordered = options.ordered or is_ordered(options.data)
+    ordered = [name.strip() for name in ordered.split(",")] if isinstance(ordered, str) else ordered
+    asked = {"ordered": ordered, "device": options.device}
     report = evaluate_saved(folder, ds, out=out, **given, **asked)
     words = (
         "all images"

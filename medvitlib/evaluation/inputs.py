@@ -1,5 +1,6 @@
 """Labels, probabilities and patients, checked once so that nothing after this has to wonder."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -230,3 +231,34 @@ def group_names(groups: np.ndarray) -> np.ndarray:
     if values.dtype.kind == "f" and (values[np.isfinite(values)] % 1 == 0).all():
         values = np.array([int(v) if np.isfinite(v) else None for v in values], dtype=object)
     return np.where(pd.isna(values), "", values.astype(str))
+
+
+def grades(classes: Sequence[str], ordered: bool | Sequence[str]) -> list[int] | None:
+    """Return the grade of each class, 0 for the lowest; None where the classes are no grades.
+
+    Args:
+        ordered: False; the names of the classes from the lowest to the highest; or True, where the names are numbers or
+            one word and a number ("grade 2"), or stand in another order than the alphabet's, which folders come in.
+
+    Raises:
+        EvaluationError: names that are not the classes, or True where the order could only be guessed.
+    """
+    names = [str(name) for name in classes]
+    if ordered is False:
+        return None
+    if ordered is not True:
+        given = [str(name) for name in ([ordered] if isinstance(ordered, str) else ordered)]
+        if sorted(given) != sorted(names):
+            raise EvaluationError(f"ordered={given}: expected each of {', '.join(names)} once, the lowest first.")
+        return [given.index(name) for name in names]
+    numbered = [re.fullmatch(r"(\D*?)[ _-]?(\d+(?:\.\d+)?)", name) for name in names]
+    if all(numbered) and len({match[1] for match in numbered}) == 1:
+        values = [float(match[2]) for match in numbered]
+        if len(set(values)) == len(values):
+            return [sorted(values).index(value) for value in values]
+    if names == sorted(names):
+        raise EvaluationError(
+            f"The order of the grades {', '.join(names)} could only be guessed: they stand as in the alphabet. Name "
+            "them from the lowest to the highest, ordered=[...] (--ordered LOW,...,HIGH)."
+        )
+    return list(range(len(names)))

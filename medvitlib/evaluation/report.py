@@ -7,7 +7,7 @@ import numpy as np
 
 from medvitlib.errors import EvaluationError
 from medvitlib.evaluation.calibration import BOUNDS, apply_temperature, fit_temperature, log_probabilities
-from medvitlib.evaluation.inputs import Checked, Predictions, check, check_share, group_names
+from medvitlib.evaluation.inputs import Checked, Predictions, check, check_share, grades, group_names
 from medvitlib.evaluation.intervals import Estimate, bootstrap, percentiles
 from medvitlib.evaluation.result import Report
 from medvitlib.evaluation.scoring import decide, recall_per_class, score
@@ -47,7 +47,7 @@ def build_report(
     groups: np.ndarray | None = None,
     validation: Predictions | None = None,
     stored: Stored | None = None,
-    ordered: bool = False,
+    ordered: bool | Sequence[str] = False,
     target_recall: float = 0.95,
     confidence: float = 0.95,
     candidates: int = 1,
@@ -65,7 +65,8 @@ def build_report(
         groups: (N,) patient of each test image; None where unknown.
         validation: predictions of the same model on other patients. Without it nothing is calibrated or chosen.
         stored: in place of `validation`: what was chosen when the model was made, for images that came later.
-        ordered: the classes are grades, from the lowest to the highest: adds the metric "kappa" (quadratic weights).
+        ordered: the classes are grades: adds the metric "kappa" (quadratic weights). Their names from the lowest to
+            the highest, or True where `classes` tells (see `medvitlib.evaluation.inputs.grades`).
         target_recall: recall for which the thresholds are chosen.
         confidence: coverage of the intervals, and of the certified threshold's guarantee.
         candidates, compared: number of models or settings compared on the validation patients before this one was
@@ -99,6 +100,9 @@ def build_report(
             choices, refused = _choose(chosen_on, validation.groups, target_recall, certificate)
             thresholds = {name: choice.threshold for name, choice in choices.items()}
     notes += [f"No {name} threshold: {reason}" for name, reason in refused.items()]
+    if (ranks := grades(test.classes, ordered)) is not None:
+        lowest_first = sorted(test.classes, key=lambda name: ranks[test.classes.index(name)])
+        notes = [*notes, f"Grades, from the lowest to the highest: {', '.join(lowest_first)}."]
     common = {"groups": groups, "n_boot": n_boot, "seed": seed, "confidence": confidence}
     metrics = score(test.y, calibrated.p, classes=test.classes, positive=positive, ordered=ordered, **common)
     before = score(test.y, test.p, classes=test.classes, positive=positive, **common)

@@ -7,7 +7,7 @@ import numpy as np
 from scipy.special import ndtri
 
 from medvitlib.errors import EvaluationError
-from medvitlib.evaluation.inputs import Checked, check
+from medvitlib.evaluation.inputs import Checked, check, grades
 from medvitlib.evaluation.intervals import Estimate, bootstrap, percentiles, proportion
 from medvitlib.evaluation.metrics import bin_members, class_counts, quadratic_kappa, score_metrics, threshold_metrics
 
@@ -23,7 +23,7 @@ def score(
     positive: str | None = None,
     groups: np.ndarray | None = None,
     threshold: float | None = None,
-    ordered: bool = False,
+    ordered: bool | Sequence[str] = False,
     n_boot: int = 1000,
     seed: int = 0,
     confidence: float = 0.95,
@@ -43,7 +43,8 @@ def score(
         positive: name of the positive class; must be given for two classes, and only then.
         groups: (N,) patient of each image. None: every image counts as its own, and n_groups is None.
         threshold: two classes only: called positive when p >= threshold; 0.5 by default.
-        ordered: the classes are grades, from the lowest to the highest: adds "kappa", with quadratic weights.
+        ordered: the classes are grades: adds "kappa", with quadratic weights. Their names from the lowest to the
+            highest, or True where `classes` tells (see `medvitlib.evaluation.inputs.grades`).
         n_boot: bootstrap replicates.
         confidence: coverage of the intervals.
 
@@ -52,7 +53,8 @@ def score(
     """
     data = check(y_true, probabilities, classes, positive, groups)
     predicted = decide(data, threshold)
-    return estimates(data, predicted, n_boot, seed, confidence, with_scores=True, ordered=ordered)
+    ranks = grades(data.classes, ordered)
+    return estimates(data, predicted, n_boot, seed, confidence, with_scores=True, ranks=ranks)
 
 
 def decide(data: Checked, threshold: float | None = None) -> np.ndarray:
@@ -85,14 +87,15 @@ def estimates(
     seed: int,
     confidence: float,
     with_scores: bool,
-    ordered: bool = False,
+    ranks: list[int] | None = None,
 ) -> dict[str, Estimate]:
-    """Metrics of the decisions `predicted` (N,), and of the probabilities too where `with_scores`."""
+    """Metrics of the decisions `predicted` (N,), of the probabilities too where `with_scores`, of grades by `ranks`."""
 
     def compute(checked: Checked, called: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
         decisions = threshold_metrics(class_counts(checked.y, called, len(data.classes), weights), data.positive)
-        if ordered:
-            decisions["kappa"] = quadratic_kappa(checked.y, called, len(data.classes), weights)
+        if ranks is not None:
+            own, said = (np.array(ranks)[labels] for labels in (checked.y, called))
+            decisions["kappa"] = quadratic_kappa(own, said, len(ranks), weights)
         return (score_metrics(checked, weights) | decisions) if with_scores else decisions
 
     point = compute(data, predicted, np.ones((1, len(data.y))))

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import cohen_kappa_score
 
-from medvitlib.evaluation import score, wilson
+from medvitlib.errors import EvaluationError
+from medvitlib.evaluation import build_report, score, wilson
 
 TWO = {"classes": ["NORMAL", "PNEUMONIA"], "positive": "PNEUMONIA"}
 BINARY = {"auroc", "auprc", "accuracy", "balanced_accuracy", "precision", "recall", "specificity", "f1", "mcc", "brier"}
@@ -160,3 +161,32 @@ def test_kappa_is_there_for_grades_alone_with_an_interval_and_a_bound_where_no_e
     assert perfect.value == 1 and 0.9 < perfect.low < 1 and perfect.reason == "no error was seen"
     alone = score(np.zeros(9, int), np.eye(5)[near[:9]], ordered=True, **grades)["kappa"]
     assert np.isnan(alone.low)
+
+
+GRADES = {
+    "numbers in the alphabet's order": ([str(k) for k in range(11)], True),
+    "words with numbers": ([f"grade {k}" for k in range(11)], True),
+    "words, named in order": (["none", "mild", "moderate", "severe", "proliferative"], "lowest first"),
+    "words in an order of their own": (["none", "mild", "moderate", "severe", "proliferative"], "as given"),
+}
+
+
+@pytest.mark.parametrize(("names", "ordered"), GRADES.values(), ids=GRADES)
+def test_grades_are_ordered_by_what_they_mean_not_by_the_alphabet(names, ordered):
+    rng = np.random.default_rng(1)
+    y = rng.integers(0, len(names), 300)
+    near = np.clip(y + rng.integers(-1, 2, 300), 0, len(names) - 1)
+    classes = names if ordered == "as given" else sorted(names)  # as folders come
+    place = np.array([classes.index(name) for name in names])
+    asked = {"classes": classes, "ordered": names if ordered == "lowest first" else True, "n_boot": 100}
+    found = build_report(place[y], np.eye(len(names))[place[near]], **asked)
+    assert found.metrics["kappa"].value == pytest.approx(cohen_kappa_score(y, near, weights="quadratic"))
+    assert f"Grades, from the lowest to the highest: {', '.join(names)}." in found.sentences()
+
+
+def test_an_order_that_can_only_be_guessed_is_asked_for():
+    y, classes = np.arange(9) % 3, ["mild", "none", "severe"]
+    with pytest.raises(EvaluationError, match="could only be guessed: they stand as in the alphabet"):
+        score(y, np.eye(3)[y], classes=classes, ordered=True, n_boot=100)
+    with pytest.raises(EvaluationError, match="expected each of mild, none, severe once, the lowest first"):
+        score(y, np.eye(3)[y], classes=classes, ordered=["none", "mild"], n_boot=100)

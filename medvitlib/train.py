@@ -142,6 +142,17 @@ def read(path: str | Path) -> tuple[dict[str, Any], TrainConfig]:
         raise TrainingError(f"{path}: {error}") from error
 
 
+class _OnceEach(yaml.SafeLoader):
+    """Refuses a key that stands twice in one mapping, of which YAML would silently take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+        if twice := [key for key in keys if keys.count(key) > 1]:
+            line = next(key for key, _ in node.value if key.value == twice[0]).start_mark.line + 1
+            raise ValueError(f"{twice[0]} is given twice (first in line {line}): keep one")
+        return super().construct_mapping(node, deep)
+
+
 def load(path: str | Path) -> Any:
     """What a YAML file holds.
 
@@ -149,7 +160,7 @@ def load(path: str | Path) -> Any:
         TrainingError: it cannot be read.
     """
     try:
-        return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        return yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_OnceEach)
     except OSError as error:
         raise TrainingError(f"cannot be read: {error.strerror}.") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: not text, or a date that is none

@@ -148,8 +148,18 @@ BAD = {
     "a size in an option": (DATA + MODEL.replace("dropout", "image_size"), "no options of a model"),
     "something else than YAML": ("data: {name: [\n", "is no YAML"),
     "code": ("data: !!python/object/apply:os.getcwd []\n", "is no YAML"),
-    "a name with two slashes": (DATA + MODEL + "name: a/b/c\n", "A run's name is one folder name"),
+    "a key given twice": (
+        DATA + MODEL + "train: {lr: 0.1, epochs: 1, lr: 0.2}\n",
+        "lr is given twice (first in line 4)",
+    ),
+    "a section given twice": (DATA + MODEL + DATA, "data is given twice (first in line 2)"),
 }
+
+
+def test_a_name_is_one_folder(tmp_path, capsys):
+    (tmp_path / "a.yaml").write_text("name: a/b/c\n" + DATA + MODEL)
+    assert main(["train", str(tmp_path / "a.yaml")]) == 1
+    assert "A run's name is one folder name" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("lines, expected", BAD.values(), ids=BAD)

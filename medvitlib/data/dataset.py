@@ -130,6 +130,11 @@ class Dataset(torch.utils.data.Dataset):
 
         table = pd.DataFrame({"class": np.array(self.classes)[self.labels], "group": self.groups})
         rows = table.groupby("class").agg(images=("group", "size"), patients=("group", "nunique"))
-        rows = rows.reindex(self.classes, fill_value=0)
+        rows = rows.reindex(self.classes, fill_value=0).rename(index=unlike("all"))
         rows.loc["all"] = [len(table), table["group"].nunique()]  # a patient may occur in two classes
         return rows if self.groups_known else rows[["images"]]
+
+
+def unlike(*taken: str) -> Callable[[str], str]:
+    """Return what gives the name of a class for a table that has rows or columns of its own: "class all" for "all"."""
+    return lambda name: f"class {name}" if name in taken else name

@@ -5,11 +5,12 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from medvitlib.data.dataset import Dataset
+from medvitlib.data.dataset import Dataset, unlike
 from medvitlib.errors import DataError
 
 MIN_VAL = 20
-"""Images a class below which an official validation part is too small to choose anything by (Kermany's has 8)."""
+"""Images a class, on average, below which an official validation part is too small to choose anything by (Kermany's has
+8); a class with fewer in a larger part is named in a note."""
 TOLERANCE = 0.05
 """How far a part's share may be from what was asked before a note says so; patients cannot be cut in two."""
 
@@ -33,7 +34,8 @@ class Split:
             row = {"images": len(part)}
             if part.groups_known:
                 row["patients"] = len(np.unique(part.groups))
-            for label, class_name in enumerate(part.classes):
+            named = unlike("images", "patients", *(f"{name} patients" for name in part.classes))
+            for label, class_name in enumerate(map(named, part.classes)):
                 groups = part.groups[part.labels == label]
                 row[class_name] = len(groups)
                 if part.groups_known and len(part.classes) <= 3:
@@ -48,8 +50,8 @@ BY = ("groups", "clusters", "images")
 def split(ds: Dataset, *, val: float = 0.2, test: float = 0.2, seed: int = 0, by: str = "groups") -> Split:
     """Cut a data set in three: every class in the same share, every group (patient) on one side.
 
-    Official parts are used where they exist: the test part always, the validation part if it has at least 20 images a
-    class (else it joins train, and a new one is cut). Byte-identical files count as one group even if they are filed
+    Official parts are used where they exist: the test part always, the validation part if it has at least 20 images
+    for each class there is (else it joins train, and a new one is cut). Byte-identical files count as one group even if they are filed
     under two.
 
     Args:
@@ -92,11 +94,11 @@ def split(ds: Dataset, *, val: float = 0.2, test: float = 0.2, seed: int = 0, by
         if by == "groups" and (more := len(np.unique(ds.groups)) - len(np.unique(units))):
             notes.append(f"identical files are filed under different groups: {more} more joined to keep them together.")
 
-    if in_val.any() and (small := _smallest_class(ds, in_val)) < MIN_VAL:
+    if in_val.any() and in_val.sum() < MIN_VAL * len(ds.classes):
         counts = ", ".join(f"{n} {name}" for n, name in zip(_counts(ds, in_val), ds.classes, strict=True))
         notes.append(
-            f"the official validation part has {in_val.sum()} images ({counts}); with {small} in a class nothing can "
-            "be chosen by it, so it was joined with train and a new one cut from both."
+            f"the official validation part has {in_val.sum()} images ({counts}); nothing can be chosen by so few, so "
+            "it was joined with train and a new one cut from both."
         )
         in_val = np.zeros(len(ds), bool)
     origin = np.where(in_test, "test", np.where(in_val, "val", "train"))
@@ -110,6 +112,9 @@ def split(ds: Dataset, *, val: float = 0.2, test: float = 0.2, seed: int = 0, by
         in_test = _cut(ds, units, pool, test * len(ds) / pool.sum(), seed, "test")
     if in_val.any():
         notes.append(f"the official validation part is used ({in_val.sum()} images).")
+        few = [f"{n} of {name}" for n, name in zip(_counts(ds, in_val), ds.classes, strict=True) if n < MIN_VAL]
+        if few:
+            notes.append(f"it has only {', '.join(few)}: nothing that concerns them alone can be chosen by it.")
     else:
         pool &= ~in_test
         base = pool.sum() if official else len(ds)

@@ -257,3 +257,20 @@ def test_a_positive_class_of_three_is_refused_before_anything_is_trained(tmp_pat
     ):
         split(ds)
     assert split(ds.of_classes(["a", "b"])).train.positive == "b"
+
+
+def test_classes_named_as_columns_are_kept_apart_from_them(tmp_path, write_classes):
+    ds = open_dataset(write_classes(tmp_path / "set", {"patients": 20, "images": 20, "all": 20}), image_size=32)
+    table = split(ds).table()
+    assert list(table.columns) == ["images", "all", "class images", "class patients"]
+    assert table["images"].tolist() == [36, 12, 12] and (table.iloc[:, 1:].sum(axis=1) == table["images"]).all()
+    summary = ds.summary()
+    assert summary.loc["all", "images"] == 60 and summary.loc["class all", "images"] == 20
+
+
+def test_a_large_official_validation_part_with_a_rare_class_is_kept_and_the_class_named(tmp_path, write_classes):
+    write_classes(tmp_path / "set" / "train", {"a": 60, "b": 30})
+    write_classes(tmp_path / "set" / "val", {"a": 40, "b": 3})
+    parts = split(open_dataset(tmp_path / "set", image_size=32))
+    assert len(parts.val) == 43
+    assert "it has only 3 of b: nothing that concerns them alone can be chosen by it." in parts.notes

@@ -51,8 +51,8 @@ def split(ds: Dataset, *, val: float = 0.2, test: float = 0.2, seed: int = 0, by
     """Cut a data set in three: every class in the same share, every group (patient) on one side.
 
     Official parts are used where they exist: the test part always, the validation part if it has at least 20 images
-    for each class there is (else it joins train, and a new one is cut). Byte-identical files count as one group even if they are filed
-    under two.
+    for each class there is (else it joins train, and a new one is cut). Byte-identical files count as one group even if
+    they are filed under two.
 
     Args:
         val: share of the images for validation: of all of them, or of those outside the official test.

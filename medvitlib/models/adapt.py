@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from medvitlib.errors import AdaptationError, one_of
-from medvitlib.models.adapters import adapters_of, whole
+from medvitlib.models.adapters import adapters_of, examinable, random_images, read_past, unload, whole
 from medvitlib.models.lora import add_lora
+from medvitlib.models.modes import in_mode
 from medvitlib.models.rlrr import add_rlrr
 from medvitlib.models.zoo import count_parameters, head_of
 
@@ -18,6 +19,8 @@ def adapt(model: nn.Module, method: str = "lora", *, seed: int = 0, **options) -
     """Make a model, in place, ready for one way of training it; `fit` then trains what requires a gradient.
 
     The classifier is trained in any case. `fit` keeps what was trained, and merges what was added when it is loaded.
+    Two random images are passed through it: what is trained must have a gradient. Of the model's own parameters those
+    that the output does not depend on stay frozen; an adapter that it does not depend on is refused.
 
     Args:
         model: from `build`.
@@ -31,7 +34,8 @@ def adapt(model: nn.Module, method: str = "lora", *, seed: int = 0, **options) -
         the same model; its `.adaptation` says method, seed and options.
 
     Raises:
-        AdaptationError: an unknown method, option or target, or a model that is adapted already; it is left as it was.
+        AdaptationError: an unknown method, option or target, a model that is adapted already, or an adapter that could
+            not learn; the model is left as it was.
     """
     one_of("method", method, METHODS, AdaptationError)
     options = options_of(method, METHODS[method], options)
@@ -40,13 +44,41 @@ def adapt(model: nn.Module, method: str = "lora", *, seed: int = 0, **options) -
             f"This model is adapted already ({getattr(model, 'adaptation', 'by hand')}): `merge_and_unload` keeps what "
             "that learned, `unload` drops it."
         )
-    before = {id(parameter) for parameter in model.parameters()}
+    if options.get("past") == ():
+        options["past"] = read_past(model)
+    before = {id(parameter): parameter.requires_grad for parameter in model.parameters()}
     trained = METHODS[method](model, torch.Generator().manual_seed(seed), **options) or []
     chosen = {id(parameter) for parameter in (*trained, *head_of(model).parameters())}
     for parameter in model.parameters():
         parameter.requires_grad_(id(parameter) in chosen or id(parameter) not in before)
+    without = without_gradient(model)
+    if deaf := sorted({".".join(name.split(".")[-3:-1]) for name, p in without.items() if id(p) not in before}):
+        unload(model)
+        for parameter in model.parameters():
+            parameter.requires_grad_(before[id(parameter)])
+        raise AdaptationError(
+            f"The output of {type(model).__name__} does not depend on what {method} adds to {', '.join(deaf)}: it "
+            "would learn nothing. Name other layers (targets=[...]), or take another method."
+        )
+    for parameter in without.values():
+        parameter.requires_grad_(False)
     model.adaptation = {"method": method, "seed": seed, **options}
     return model
+
+
+def without_gradient(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the trained parameters that the output for two random images does not depend on.
+
+    Gradients and modes stay as they are. A model without values (on the meta device), or not from `build`, is not
+    examined.
+    """
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if not examinable(model):
+        return {}
+    with torch.enable_grad(), in_mode(model, training=False):
+        output = model(random_images(model)).square().sum()
+        gradients = torch.autograd.grad(output, list(trained.values()), allow_unused=True)
+    return {name: trained[name] for name, found in zip(trained, gradients, strict=True) if found is None}
 
 
 def options_of(method: str, function: Callable[..., object], given: dict[str, Any]) -> dict[str, Any]:
@@ -109,7 +141,7 @@ def last_blocks(model: nn.Module, generator: torch.Generator, *, blocks: int = 2
 METHODS: dict[str, Callable[..., list[nn.Parameter] | None]] = {
     "full": lambda model, generator: list(model.parameters()),
     "head": lambda model, generator: [],
-    "bitfit": lambda model, generator: [p for name, p in model.named_parameters() if name.endswith(".bias")],
+    "bitfit": lambda model, generator: [p for name, p in model.named_parameters() if name.endswith("bias")],
     "partial": last_blocks,
     "lora": add_lora,
     "rlrr": add_rlrr,

@@ -14,6 +14,7 @@ from torch import nn
 
 from medvitlib.errors import AdaptationError, one_of
 from medvitlib.models.builders import head_name
+from medvitlib.models.modes import in_mode
 
 ATTENTION = ("attn.qkv", "attn.proj")
 MLP = ("mlp.fc1", "mlp.fc2")
@@ -32,10 +33,14 @@ class Adapter(nn.Module):
         nn.Module.__init__(self)
         self.__dict__.update({key: value for key, value in layer.__dict__.items() if key not in self.__dict__})
         self.training = layer.training
-        self.register_parameter("weight", layer.weight)
-        self.register_parameter("bias", layer.bias)
+        self._parameters |= {"weight": layer.weight, "bias": layer.bias}
         self._layer = (layer,)  # in a tuple, it is no part of this module
         self._kept: dict[str, torch.Tensor | None] | None = None  # weight and bias as they were before merging
+
+    @property
+    def own(self) -> tuple[nn.Parameter, nn.Parameter | None]:
+        """The layer's weight and bias, frozen or, after `merge`, with the adapter's effect."""
+        return self._parameters["weight"], self._parameters["bias"]
 
     def effective(self) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Weight and bias that the layer acts with while it is not merged."""
@@ -55,30 +60,32 @@ class Adapter(nn.Module):
     def merge(self, keep_zeros: bool = False) -> None:
         """Write the effective weight and bias into `weight` and `bias`; see `merge`."""
         weight, bias = self.effective()
+        own_weight, own_bias = self.own
         if keep_zeros:
-            weight = weight * (self.weight != 0)
-        self._kept = {"weight": self.weight.data, "bias": None if self.bias is None else self.bias.data}
-        self.weight.data = weight.detach()
-        if self.bias is None:
-            self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
-        else:
-            self.bias.data = bias.detach()
+            weight = weight * (own_weight != 0)
+        self._kept = {"weight": own_weight.data, "bias": None if own_bias is None else own_bias.data}
+        own_weight.data = weight.detach()
+        if own_bias is not None:
+            own_bias.data = bias.detach()
+        elif bias is not None:
+            self._parameters["bias"] = nn.Parameter(bias.detach(), requires_grad=False)
 
     def unmerge(self) -> None:
         """Put back the very numbers that were there before."""
         if self._kept is None:
             return
-        self.weight.data = self._kept["weight"].to(self.weight.device)
+        weight, bias = self.own
+        weight.data = self._kept["weight"].to(weight.device)
         if self._kept["bias"] is None:
-            self.bias = None
+            self._parameters["bias"] = None
         else:
-            self.bias.data = self._kept["bias"].to(self.weight.device)
+            bias.data = self._kept["bias"].to(weight.device)
         self._kept = None
 
     def plain(self) -> nn.Module:
         """A layer without the adapter, with weight and bias as they stand."""
         layer = copy.copy(self._layer[0])
-        layer._parameters = {"weight": self.weight, "bias": self.bias}
+        layer._parameters = dict(zip(("weight", "bias"), self.own, strict=True))
         layer.training = self.training
         return layer
 
@@ -93,6 +100,22 @@ class Adapter(nn.Module):
     def _load_from_state_dict(self, *args):
         self.unmerge()
         super()._load_from_state_dict(*args)
+
+
+class ReadPast:
+    """Mixed into an adapter, before it, where a model reads `layer.weight` and never calls the layer.
+
+    BEiT, EVA and SwinV2 of timm do so with q, k and v. What they read is the weight with the adapter's effect; the bias
+    likewise, where the layer has one.
+    """
+
+    @property
+    def weight(self) -> torch.Tensor:
+        return self.own[0] if self.merged else self.effective()[0]
+
+    @property
+    def bias(self) -> torch.Tensor | None:
+        return self.own[1] if self.merged or self.own[1] is None else self.effective()[1]
 
 
 def adapters_of(model: nn.Module) -> dict[str, Adapter]:
@@ -185,6 +208,37 @@ def linear_layers(model: nn.Module, targets: Sequence[str]) -> dict[str, nn.Line
             one_of("target", target, sorted(endings), AdaptationError)
         found |= {name: linear[name] for name in linear if name in matching}
     return {name: linear[name] for name in linear if name in found}
+
+
+def read_past(model: nn.Module) -> list[str]:
+    """Return the paths of linear layers that the model does not call: two random images are passed through it.
+
+    A model without values (on the meta device), or that is not from `build`, is not examined.
+    """
+    linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    if not examinable(model):
+        return []
+    called: set[str] = set()
+    hooks = [m.register_forward_pre_hook(lambda *_, name=name: called.add(name)) for name, m in linear.items()]
+    try:
+        with torch.no_grad(), in_mode(model, training=False):
+            model(random_images(model))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [name for name in linear if name not in called]
+
+
+def examinable(model: nn.Module) -> bool:
+    """Whether images can be passed through a model: it says what they are like, and has values."""
+    return hasattr(model, "preprocessing") and not any(parameter.is_meta for parameter in model.parameters())
+
+
+def random_images(model: nn.Module) -> torch.Tensor:
+    """Return two images of noise, (2, C, H, W), of the model's size, device and dtype."""
+    like, size = next(model.parameters()), model.preprocessing.image_size
+    noise = torch.randn(2, model.architecture["in_channels"], *size, generator=torch.Generator().manual_seed(0))
+    return noise.to(like.device, like.dtype)
 
 
 def whole(name: str, value: int) -> int:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from medvitlib.errors import AdaptationError
-from medvitlib.models.adapters import ATTENTION, Adapter, linear_layers, number, put, whole
+from medvitlib.models.adapters import ATTENTION, Adapter, ReadPast, linear_layers, number, put, whole
 
 
 class LoRALinear(Adapter, nn.Linear):
@@ -49,7 +49,7 @@ class LoRALinear(Adapter, nn.Linear):
             self.lora_A.copy_(drawn)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = F.linear(x, self.weight, self.bias)  # (..., out)
+        y = F.linear(x, *self.own)  # (..., out)
         if self.merged:
             return y
         low = F.linear(self.dropout(x), self.lora_A)  # (..., parts x rank)
@@ -58,11 +58,16 @@ class LoRALinear(Adapter, nn.Linear):
 
     def effective(self) -> tuple[torch.Tensor, torch.Tensor | None]:
         """W + alpha / r B A, and the bias."""
-        return self.weight + self.scale * (self._up() @ self.lora_A), self.bias
+        weight, bias = self.own
+        return weight + self.scale * (self._up() @ self.lora_A), bias
 
     def _up(self) -> torch.Tensor:
         """B, (out, parts x rank): zero where a part's outputs meet another part's rows of A."""
         return self.lora_B if self.parts == 1 else torch.block_diag(*self.lora_B.chunk(self.parts))
+
+
+class ReadPastLoRALinear(ReadPast, LoRALinear):
+    """The same for a layer that is read past; `dropout` has no input to act on."""
 
 
 def add_lora(
@@ -74,12 +79,14 @@ def add_lora(
     dropout: float = 0.0,
     targets: Sequence[str] = ATTENTION,
     separate: bool = False,
+    past: Sequence[str] = (),
 ) -> None:
     """Put a `LoRALinear` in the place of each linear layer whose path ends in one of `targets`.
 
     Args:
         targets: whole components: "attn.qkv" or "qkv", and never "fc" for "fc1". `adapters.MLP` names those of MLPs.
         separate: give q, k and v of a fused "qkv" an A and a B each, instead of one for all three.
+        past: paths of layers that the model reads past; `adapt` finds them.
 
     Raises:
         AdaptationError: a target that names no linear layer, a rank above a layer's size, numbers out of range.
@@ -98,4 +105,5 @@ def add_lora(
                 f"{layer.out_features // parts[name]}): take a smaller one."
             )
     for name, layer in layers.items():
-        put(model, name, LoRALinear(layer, rank, alpha, dropout, parts[name], generator))
+        kind = ReadPastLoRALinear if name in past else LoRALinear
+        put(model, name, kind(layer, rank, alpha, dropout, parts[name], generator))

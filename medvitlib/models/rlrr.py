@@ -6,13 +6,14 @@ embedding, as its published code has them.
 """
 
 import sys
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from medvitlib.errors import AdaptationError, one_of
-from medvitlib.models.adapters import ATTENTION, MLP, Adapter, linear_layers, put
+from medvitlib.models.adapters import ATTENTION, MLP, Adapter, ReadPast, linear_layers, put
 
 INITS = ("identity", "paper")
 
@@ -41,18 +42,34 @@ class RLRRLinear(Adapter, nn.Linear):
         self.parts = parts
         self.scale_in = nn.Parameter(torch.empty(parts, layer.in_features, **like))
         self.scale_out = nn.Parameter(torch.zeros(layer.out_features, 1, **like))
-        self.shift = nn.Parameter(torch.zeros(layer.out_features, **like))
+        self.shift = nn.Parameter(torch.zeros(layer.out_features, **like)) if self.shifts(layer) else None
         for scale in (self.scale_in, self.scale_out) if init == "paper" else (self.scale_in,):
             with torch.no_grad():
                 scale.copy_(nn.init.kaiming_uniform_(torch.empty(scale.shape, device="cpu"), generator=generator))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.linear(x, *((self.weight, self.bias) if self.merged else self.effective()))
+        return F.linear(x, *_effective(self))
 
-    def effective(self) -> tuple[torch.Tensor, torch.Tensor]:
+    @staticmethod
+    def shifts(layer: nn.Linear) -> bool:
+        """Whether the outputs of a layer can be shifted."""
+        return True
+
+    def effective(self) -> tuple[torch.Tensor, torch.Tensor | None]:
         """W * (1 + s_out s_in), and b + shift."""
+        weight, bias = self.own
         scale = self.scale_out.unflatten(0, (self.parts, -1)) * self.scale_in[:, None]  # (parts, out / parts, in)
-        return self.weight * (1 + scale.flatten(0, 1)), self.shift if self.bias is None else self.bias + self.shift
+        shifted = [term for term in (bias, self.shift) if term is not None]
+        return weight * (1 + scale.flatten(0, 1)), sum(shifted) if shifted else None
+
+
+class ReadPastRLRRLinear(ReadPast, RLRRLinear):
+    """The same for a layer that is read past: nobody would read the shift of one without a bias."""
+
+    @staticmethod
+    def shifts(layer: nn.Linear) -> bool:
+        """Whether the layer has a bias, which the model then reads."""
+        return layer.bias is not None
 
 
 class SSFLayerNorm(Adapter, nn.LayerNorm):
@@ -85,13 +102,14 @@ class SSFConv2d(Adapter, nn.Conv2d):
         return _scaled(self, self.ssf_scale[:, None, None, None])
 
 
-def add_rlrr(model: nn.Module, generator: torch.Generator, *, init: str = "identity") -> None:
+def add_rlrr(model: nn.Module, generator: torch.Generator, *, init: str = "identity", past: Sequence[str] = ()) -> None:
     """Re-scale q, k, v, the projection and both MLP layers of every block; SSF on every LayerNorm and the patches.
 
     288,768 parameters on ViT-B/16 without its head.
 
     Args:
         init: "identity" (the model starts as it is) or "paper"; for SSF N(1, 0.02) and N(0, 0.02) then.
+        past: paths of layers that the model reads past; `adapt` finds them.
 
     Raises:
         AdaptationError: an unknown init, or a model without such blocks.
@@ -102,7 +120,8 @@ def add_rlrr(model: nn.Module, generator: torch.Generator, *, init: str = "ident
     norms = {name: m for name, m in model.named_modules() if type(m) in kinds}
     patches = {n: m for n, m in model.named_modules() if n == "patch_embed.proj" and type(m) is nn.Conv2d}
     for name, layer in layers.items():
-        put(model, name, RLRRLinear(layer, init, 3 if name.rpartition(".")[2] == "qkv" else 1, generator))
+        kind = ReadPastRLRRLinear if name in past else RLRRLinear
+        put(model, name, kind(layer, init, 3 if name.rpartition(".")[2] == "qkv" else 1, generator))
     for name, layer in norms.items():
         put(model, name, SSFLayerNorm(layer, init, generator))
     for name, layer in patches.items():
@@ -121,9 +140,9 @@ def _scale_and_shift(
 
 
 def _effective(adapter: Adapter) -> tuple[torch.Tensor, torch.Tensor | None]:
-    return (adapter.weight, adapter.bias) if adapter.merged else adapter.effective()
+    return adapter.own if adapter.merged else adapter.effective()
 
 
 def _scaled(adapter: SSFLayerNorm | SSFConv2d, scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    bias = adapter.ssf_shift
-    return adapter.weight * scale, bias if adapter.bias is None else adapter.bias * adapter.ssf_scale + bias
+    (weight, bias), shift = adapter.own, adapter.ssf_shift
+    return weight * scale, shift if bias is None else bias * adapter.ssf_scale + shift

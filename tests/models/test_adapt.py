@@ -12,7 +12,7 @@ from medvitlib.errors import AdaptationError, MedvitError
 from medvitlib.models.adapt import METHODS, adapt, trained_share
 from medvitlib.models.adapter_file import load_adapter
 from medvitlib.models.adapters import adapters_of, merge
-from medvitlib.models.saved import save_model
+from medvitlib.models.saved import load_model, save_model
 from medvitlib.models.zoo import build, count_parameters, head_of, replace_head
 
 CLASSES = ["normal", "target", "teardrop"]
@@ -188,3 +188,57 @@ def test_what_is_no_run_is_refused(saved, tmp_path, small):
     refused(small("ours"), tmp_path / "none", "No finished run at")
     (saved / "model.safetensors").write_bytes(b"cut")
     refused(small("ours"), saved, "has the SHA-256")
+
+
+TINY = {"embed_dim": 24, "depth": 2, "num_heads": 2}
+PAST = {  # timm's models whose attention reads qkv.weight and never calls qkv, and one that calls it
+    "beit_base_patch16_224": (32, TINY),
+    "eva02_tiny_patch14_224": (28, TINY),
+    "swinv2_tiny_window8_256": (64, {"embed_dim": 12, "depths": [2, 2], "num_heads": [1, 2]}),
+    "vit_tiny_patch16_224": (32, {**TINY, "qkv_bias": False}),
+}
+
+
+@pytest.mark.parametrize("name", PAST)
+@pytest.mark.parametrize("method", ["lora", "rlrr"])
+def test_an_adapter_learns_and_merges_though_its_layer_is_read_past(name, method, images_for, tmp_path):
+    size, options = PAST[name]
+    model = build(name, 3, weights=None, image_size=size, **options)
+    with torch.no_grad():  # as after some training
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)) * 0.2)
+    adapt(model, method).eval()
+    images = images_for(model)
+    start = model(images)
+    start.square().sum().backward()
+    trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    assert all(parameter.grad is not None for parameter in trained.values())
+    qkv = {n: a for n, a in adapters_of(model).items() if n.endswith("qkv")}
+    assert qkv
+    with torch.no_grad():
+        for adapter in qkv.values():
+            for added in adapter.added:
+                getattr(adapter, added).add_(0.3)
+        learned = model(images)
+        assert not torch.allclose(learned, start, atol=1e-3)
+        save_model(model, tmp_path, {"classes": ["a", "b", "c"], "positive": None})
+        merge(model)
+        torch.testing.assert_close(model(images), learned, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(load_model(tmp_path)[0](images), learned, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", [*PAST, "resnet18"])
+def test_bitfit_trains_every_bias_by_whatever_name(name):
+    size, options = PAST.get(name, (64, {}))
+    model = adapt(build(name, 2, weights=None, image_size=size, **options), "bitfit")
+    assert all(p.requires_grad for n, p in model.named_parameters() if n.endswith("bias"))
+
+
+def test_what_the_output_does_not_depend_on_is_not_trained(small):
+    model = small("ours")
+    model.blocks[0].unused = nn.Linear(16, 16)
+    assert not any("unused" in n for n, p in adapt(model, "full").named_parameters() if p.requires_grad)
+    before = {n: p.requires_grad for n, p in model.named_parameters()}
+    with pytest.raises(AdaptationError, match="does not depend on what lora adds to 0.unused: it would learn nothing"):
+        adapt(model, "lora", targets=["unused"])
+    assert not adapters_of(model) and before == {n: p.requires_grad for n, p in model.named_parameters()}

@@ -59,11 +59,14 @@ def _shown(file, kind: str) -> np.ndarray:
     """The pixels of a parsed file, as `decode_dicom` returns them."""
     from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi
 
-    stored = file.pixel_array  # YBR comes as RGB
+    stored = _stored(file)  # YBR comes as RGB
     if kind == "PALETTE COLOR":
-        stored = apply_color_lut(stored, file)
+        colours = apply_color_lut(stored, file)
+        return colours if colours.dtype == np.uint8 else (colours >> 8).astype(np.uint8)  # entries fill 16 bits
     if stored.ndim == 3:
-        return stored.astype(np.uint8) if stored.dtype == np.uint8 else _stretched(stored.astype(np.float64))
+        return np.rint(stored * (255 / (2 ** int(file.BitsStored) - 1))).astype(np.uint8)
+    if file.get("RescaleIntercept") is not None and file.get("RescaleSlope") is None:
+        file.RescaleSlope = 1
     padding = _padding(file, stored)
     values = np.asarray(apply_modality_lut(stored, file), np.float64)
     if file.get("VOILUTSequence"):
@@ -76,13 +79,26 @@ def _shown(file, kind: str) -> np.ndarray:
         image = window(
             values, _first(file.WindowCenter), _first(file.WindowWidth), file.get("VOILUTFunction", "LINEAR")
         )
-    elif stored.dtype == np.uint8 and int(file.BitsStored) == 8 and np.array_equal(values, stored):
-        image = stored.copy()
+    elif int(file.BitsStored) == 8 and np.array_equal(values, stored) and stored.min() >= 0:
+        image = stored.astype(np.uint8)
     else:
         image = _stretched(values, values[~padding])
     if padding.any():
         image[padding] = image[~padding].min() if kind != "MONOCHROME1" else image[~padding].max()
     return (255 - image if kind == "MONOCHROME1" else image)[:, :, None]
+
+
+def _stored(file) -> np.ndarray:
+    """The stored values; those that do not start at the lowest bit are moved there, without what lies below."""
+    above = int(file.HighBit) + 1 - int(file.BitsStored)
+    if above <= 0 or int(file.SamplesPerPixel) > 1:
+        return file.pixel_array
+    bits = file.BitsStored
+    file.BitsStored = int(file.HighBit) + 1
+    try:
+        return file.pixel_array >> above
+    finally:
+        file.BitsStored = bits
 
 
 def save_dicom(path: str | Path, image: np.ndarray, *, inverted: bool = False) -> None:

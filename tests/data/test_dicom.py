@@ -116,3 +116,41 @@ def test_what_is_no_single_picture_is_refused():
     ):
         with pytest.raises(Unreadable, match=words):
             decode_dicom(data)
+
+
+def palette(tables, bits):
+    names = dict(zip(("Red", "Green", "Blue"), tables, strict=True))
+    kind = "<u2" if bits == 16 else "u1"
+    return (
+        {"PhotometricInterpretation": "PALETTE COLOR"}
+        | {f"{name}PaletteColorLookupTableDescriptor": [256, 0, bits] for name in names}
+        | {f"{name}PaletteColorLookupTableData": table.astype(kind).tobytes() for name, table in names.items()}
+    )
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("ends", [(0, 255), (60, 180), (200, 200)])
+def test_a_palettes_colours_are_taken_as_they_are_not_stretched(bits, ends):
+    index = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    table = np.linspace(*ends, 256).astype(np.uint16)
+    tables = [table, table[::-1], np.full(256, 50, np.uint16)]
+    image = decode_dicom(written(index, **palette([t * 257 if bits == 16 else t for t in tables], bits)))
+    np.testing.assert_array_equal(image, np.stack([t[index] for t in tables], -1))
+
+
+def test_eight_bits_in_sixteen_and_bits_that_start_higher_up_are_not_stretched():
+    low = (np.arange(256, dtype=np.uint16) // 4 + 60).reshape(16, 16)
+    np.testing.assert_array_equal(decode_dicom(written(low, BitsStored=8, HighBit=7))[..., 0], low)
+    shifted = written((low << 4) | 3, BitsStored=8, HighBit=11)
+    np.testing.assert_array_equal(decode_dicom(shifted)[..., 0], low)
+
+
+def test_colours_of_sixteen_bits_keep_their_scale():
+    rgb = np.random.default_rng(0).integers(60, 200, (16, 16, 3)).astype(np.uint16)
+    image = decode_dicom(written(rgb * 257, BitsStored=16, HighBit=15))
+    np.testing.assert_array_equal(image, rgb)
+
+
+def test_an_intercept_alone_is_used_with_a_slope_of_one():
+    moved = written(RAMP, RescaleIntercept=-1024, WindowCenter=1024, WindowWidth=4096)
+    np.testing.assert_array_equal(decode_dicom(moved), decode_dicom(written(RAMP, WindowCenter=2048, WindowWidth=4096)))

@@ -239,6 +239,8 @@ def test_what_the_output_does_not_depend_on_is_not_trained(small):
     model.blocks[0].unused = nn.Linear(16, 16)
     assert not any("unused" in n for n, p in adapt(model, "full").named_parameters() if p.requires_grad)
     before = {n: p.requires_grad for n, p in model.named_parameters()}
-    with pytest.raises(AdaptationError, match=r"does not depend on what lora adds to 0\.unused: it would learn nothing"):
+    with pytest.raises(
+        AdaptationError, match=r"does not depend on what lora adds to 0\.unused: it would learn nothing"
+    ):
         adapt(model, "lora", targets=["unused"])
     assert not adapters_of(model) and before == {n: p.requires_grad for n, p in model.named_parameters()}

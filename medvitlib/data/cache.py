@@ -21,6 +21,7 @@ import numpy as np
 from filelock import FileLock
 
 from medvitlib.data.decode import DECODER_VERSION, Unreadable, decode, fit, is_grey
+from medvitlib.data.dicom import decode_dicom, is_dicom
 from medvitlib.errors import DataError, printable
 from medvitlib.paths import cache_dir
 from medvitlib.progress import track
@@ -86,14 +87,15 @@ def stored_contents(
     """As `stored_files`, for encoded images from anywhere: `read(i)` gives one, or raises Unreadable."""
 
     def make(i: int) -> np.ndarray:
-        return fit(decode(read(i), names[i]), size)
+        data = read(i)
+        return fit(decode_dicom(data) if is_dicom(data) else decode(data, names[i]), size)
 
     def channels() -> Iterator[int]:
         spread = np.linspace(0, len(names) - 1, 16).astype(int)
         yield 1 if all(_grey_or_bad(make, i) for i in np.unique(spread)) else 3
         yield 3  # the sample was grey, but some image is not
 
-    # The file's ending decides whether it counts as mislabelled, so it belongs to the key.
+    # what the file's ending claims stands in the reason why it cannot be used, so it belongs to the key
     files = [f"{digest}{PurePath(name).suffix.lower()}" for digest, name in zip(hashes, names, strict=True)]
     parameters = {"files": files, "size": size, "decoder": DECODER_VERSION}
     return stored(parameters, len(names), size, make, channels(), "decoding images")

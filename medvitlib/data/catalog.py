@@ -1,6 +1,8 @@
 """`open_dataset`: the one door, for a folder, a manifest, a set's name, or a rendered family."""
 
 import warnings
+from collections import Counter
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ import numpy as np
 from medvitlib.data import phantoms
 from medvitlib.data.cache import file_hashes, stored_files
 from medvitlib.data.dataset import Dataset, Quarantined
-from medvitlib.data.decode import height_and_width
+from medvitlib.data.decode import SUFFIXES, content_kind, height_and_width
 from medvitlib.data.folder import Listing, Sample, readable, scan
 from medvitlib.data.groups import assign_groups
 from medvitlib.data.loading import Images
@@ -123,10 +125,29 @@ def _opened(source: Any, size: tuple[int, int], root: str | Path | None, positiv
         usual = next((label for label in classes if plain(label) == plain(known.positive)), None)
     if known and not any(known_name(part) == name for part in place.parts):
         listing.notes.append(f"{place} was taken for {name}, because of its class folders.")
+    listing.notes.extend(wrong_endings(listing.samples))
     check_positive(positive, classes, str(place))
     paths = [sample.path for sample in listing.samples]
     hashes = file_hashes(paths)
     return Opened(name, listing, classes, usual, hashes, stored_files(paths, hashes, size), whole=False)
+
+
+def wrong_endings(samples: list[Sample]) -> list[str]:
+    """Say how many files are of another format than their names claim, and of which classes."""
+    found: dict[tuple[str, str], Counter] = {}
+    for sample in samples:
+        claimed = SUFFIXES.get(sample.path.suffix.lower())
+        if claimed is None:
+            continue
+        with suppress(OSError), open(sample.path, "rb") as file:
+            kind = content_kind(file.read(132))
+            if kind not in (None, claimed):
+                found.setdefault((claimed, kind), Counter())[sample.label] += 1
+    return [
+        f"{counts.total()} files named {claimed} are {kind} ({', '.join(f'{n} of {c}' for c, n in counts.items())}): "
+        "they were read as what they are."
+        for (claimed, kind), counts in found.items()
+    ]
 
 
 def _filed_twice(samples: list[Sample], hashes: list[str]) -> dict[int, str]:

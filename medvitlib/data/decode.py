@@ -1,7 +1,8 @@
 """Bytes of one file to one uint8 image, or the reason why not.
 
 A decoder that guesses is worse than one that refuses: OpenCV returns the upper half of a truncated JPEG over
-a grey lower half without a word. Whatever is not a whole image of the kind its name says raises `Unreadable`.
+a grey lower half without a word. Whatever is not a whole image raises `Unreadable`. The content says what a file is:
+one whose name claims another format was renamed, which `medvitlib.data.catalog` counts and says.
 One kind of damage stays unseen: a JPEG that has lost its middle and kept its end, of which no decoder at hand tells.
 
 Pillow decodes JPEG and PNG: OpenCV's copies of libjpeg and libpng write their warnings to the terminal, and only a
@@ -21,10 +22,11 @@ from pathlib import PurePath
 import cv2
 import numpy as np
 from PIL import Image, ImageOps
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from medvitlib.errors import DataError
 
-DECODER_VERSION = 3
+DECODER_VERSION = 4
 """Part of every cache key: raise it when the pixels that `decode` or `fit` return change."""
 MAX_PIXELS = 2**27
 """Larger than any radiograph; a small file that claims more is a decompression bomb or a whole slide to be tiled."""
@@ -39,10 +41,20 @@ SUFFIXES = {
     ".dib": "BMP",
     ".tif": "TIFF",
     ".tiff": "TIFF",
+    ".gif": "GIF",
+    ".webp": "WebP",
+    ".jp2": "JPEG 2000",
+    ".j2k": "JPEG 2000",
+    ".pgm": "PNM",
+    ".ppm": "PNM",
+    ".pnm": "PNM",
 }
 """File name endings that are read, and the format each one claims."""
+DICOM = {".dcm", ".dicom", ".ima"}
+"""Endings of DICOM files, which often have none."""
 
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # TIFF 6.0
+_PLANES, _APART = 284, 2
 _ORIENTATION = 0x112  # EXIF
 
 _SIGNATURES = {
@@ -53,10 +65,12 @@ _SIGNATURES = {
     b"MM\0*": "TIFF",
     b"II+\0": "TIFF",
     b"MM\0+": "TIFF",
+    b"GIF8": "GIF",
+    b"\0\0\0\x0cjP  ": "JPEG 2000",
+    b"\xff\x4f\xff\x51": "JPEG 2000",
+    **{b"P%d%c" % (n, space): "PNM" for n in range(1, 7) for space in b" \t\r\n"},
 }
 _FOREIGN = {
-    b"GIF8": "a GIF",
-    b"RIFF": "a WebP",
     b"%PDF": "a PDF",
     b"PK\x03\x04": "a ZIP archive",
     b"\x1f\x8b": "a gzip",
@@ -67,17 +81,32 @@ class Unreadable(DataError):
     """A file that is not one whole image; the message is the reason, in words for a person."""
 
 
-def decode(data: bytes, name: str) -> np.ndarray:
+def content_kind(data: bytes) -> str | None:
+    """Return the format of a file, by its first 132 bytes or more: one of `SUFFIXES`, "DICOM", or None."""
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "WebP"
+    if data[128:132] == b"DICM":
+        return "DICOM"
+    return next((kind for signature, kind in _SIGNATURES.items() if data.startswith(signature)), None)
+
+
+def is_image(path: PurePath) -> bool:
+    """Whether a file on disk is an image by its first bytes, whatever it is called."""
+    with suppress(OSError), open(path, "rb") as file:
+        return content_kind(file.read(132)) is not None
+    return False
+
+
+def decode(data: bytes, name: str = "") -> np.ndarray:
     """Decode one image file.
 
     EXIF orientation is applied and alpha is dropped. 16-bit pixels become 8-bit by the linear map that takes the
     image's own smallest value to 0 and its largest to 255; dividing by 257 instead would turn the 12-bit data that
-    detectors store in 16-bit files almost black. Of a TIFF with several pages the first is read.
+    detectors store in 16-bit files almost black. Of a TIFF's pages the first is read; animations are refused.
 
     Args:
         data: the whole file.
-        name: its name; an ending that claims another format than the content has is refused, for such a file has
-            been renamed or overwritten, and its label may be wrong too.
+        name: its name, for the reason: the content decides what the file is.
 
     Returns:
         uint8, (H, W, 1) if stored as grey, else (H, W, 3) in RGB order.
@@ -85,14 +114,24 @@ def decode(data: bytes, name: str) -> np.ndarray:
     Raises:
         Unreadable: empty, truncated, damaged, not an image, too large, or of an unsupported pixel type.
     """
-    kind = _kind(data)
-    claimed = SUFFIXES.get(PurePath(name).suffix.lower())
-    if claimed and claimed != kind:
-        raise Unreadable(f"mislabelled: the name says {claimed}, the content is {kind}")
+    kind, claimed = _kind(data), SUFFIXES.get(PurePath(name).suffix.lower())
+    try:
+        return _decoded(data, kind)
+    except Unreadable as error:
+        if claimed in (None, kind):
+            raise
+        raise Unreadable(f"{error} (the name says {claimed})") from None
+
+
+def _decoded(data: bytes, kind: str) -> np.ndarray:
     silence()
     pillow = _check_whole(data, kind)
-    if kind == "JPEG" or (kind == "PNG" and not _is_deep(data)):
+    if kind in ("GIF", "PNG", "WebP") and pillow.n_frames > 1:  # counted while its pixels were loaded
+        raise Unreadable(f"a {kind} of {pillow.n_frames} frames: save the one that is meant as a file of its own")
+    if kind not in ("BMP", "TIFF") and not (kind == "PNG" and _is_deep(data)):
         return _pixels(pillow)
+    if kind == "TIFF" and _in_deep_planes(data):
+        raise Unreadable("a TIFF of more than 8 bits with its colours in planes apart: save it as a PNG")
     tags = pillow.tag_v2 if kind == "TIFF" and pillow is not None else {}
     if tags and pillow.mode == "RGBA" and max(tags.get(_BITS_PER_SAMPLE, (8,))) == 8:
         return np.array(ImageOps.exif_transpose(pillow))[..., :3]  # OpenCV would multiply the colours by alpha
@@ -168,14 +207,14 @@ def is_grey(image: np.ndarray) -> bool:
 def _kind(data: bytes) -> str:
     if not data:
         raise Unreadable("empty file (0 bytes)")
-    for signature, kind in _SIGNATURES.items():
-        if data.startswith(signature):
-            return kind
+    kind = content_kind(data)
+    if kind == "DICOM":
+        raise Unreadable("not a PNG, JPEG, BMP or TIFF: it is a DICOM file; export it with its window applied")
+    if kind:
+        return kind
     for signature, what in _FOREIGN.items():
         if data.startswith(signature):
             raise Unreadable(f"not a PNG, JPEG, BMP or TIFF: it is {what} file")
-    if data[128:132] == b"DICM":
-        raise Unreadable("not a PNG, JPEG, BMP or TIFF: it is a DICOM file; export it with its window applied")
     head = data[:512]
     if head.lstrip().lower().startswith((b"<!doctype html", b"<html")):
         raise Unreadable("not an image: it is a web page, as a failed download leaves")
@@ -206,6 +245,17 @@ def _check_whole(data: bytes, kind: str) -> Image.Image | None:
     except Exception as error:  # as above
         raise Unreadable(f"truncated or damaged {kind}: {_first_line(error)}") from None
     return image
+
+
+def _in_deep_planes(tiff: bytes) -> bool:
+    """Whether a TIFF stores colours of 16 bits one after the other: OpenCV gives unset memory for them."""
+    with suppress(Exception):  # damage of any kind; the decoder says what is wrong
+        entries = ImageFileDirectory_v2(tiff[: 16 if b"+" in tiff[2:4] else 8])
+        file = io.BytesIO(tiff)
+        file.seek(entries.next)
+        entries.load(file)
+        return entries.get(_PLANES) == _APART and max(entries.get(_BITS_PER_SAMPLE, (8,))) > 8
+    return False
 
 
 def _bare(png: bytes) -> bytes:

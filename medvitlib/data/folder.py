@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from medvitlib.data.decode import SUFFIXES
+from medvitlib.data.decode import DICOM, SUFFIXES, is_image
 from medvitlib.data.tables import CLASS, GROUP, PATH, find_column, find_files, known_group, need_column, read_table
 from medvitlib.errors import DataError, printable
 
@@ -32,8 +32,9 @@ SPLITS = {
 }
 """Names of split folders and of manifest splits (in any case), and the split each one means."""
 
-OTHER_IMAGES = {"", ".dcm", ".gif", ".heic", ".jp2", ".nii", ".webp"}
-"""Endings of images that are not read: they are quarantined and counted, not passed over as side files are."""
+OTHER_IMAGES = {"", ".avif", ".heic", ".nii", ".tga", *DICOM}
+"""Further endings that images have: such files are counted, and quarantined if they cannot be read. So is one with any
+other ending that is an image by its first bytes; the rest are side files, which are passed over."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ def _classes(folder: Path, parts: dict[Path, str]) -> Listing:
         for class_folder in _folders(part):
             before = len(samples)
             for path in _walk(class_folder):
-                if (suffix := path.suffix.lower()) in SUFFIXES or suffix in OTHER_IMAGES:
+                if (suffix := path.suffix.lower()) in SUFFIXES or suffix in OTHER_IMAGES or is_image(path):
                     ident = readable(path.relative_to(folder).as_posix())
                     samples.append(Sample(path, ident, readable(class_folder.name), split))
                 else:

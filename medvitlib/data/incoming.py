@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from medvitlib.data.decode import SUFFIXES, Unreadable, decode, fit, is_grey
+from medvitlib.data.decode import DICOM, SUFFIXES, Unreadable, decode, fit, is_grey, is_image
 from medvitlib.data.dicom import decode_dicom, is_dicom
 from medvitlib.data.remote import fetch, is_address
 from medvitlib.data.transforms import Preprocessing
@@ -19,7 +19,6 @@ from medvitlib.errors import DataError
 Source = str | os.PathLike | bytes | np.ndarray | torch.Tensor | Iterable
 Given = np.ndarray | bytes | None
 """An image, a file's content, or nothing yet: its name says where it is."""
-DICOM = {".dcm", ".dicom", ".ima"}
 
 
 def incoming(source: Source) -> tuple[Iterator[tuple[str, Given]], int | None]:
@@ -88,12 +87,13 @@ def read(name: str, given: Given, expected: Preprocessing, allow_private: bool =
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """Every file below that is called like an image, in order, one folder at a time."""
+    """Every file below that is called like an image, or is one by its first bytes, in order, one folder at a time."""
     for place, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
-            if Path(name).suffix.lower() in SUFFIXES.keys() | DICOM and not name.startswith("."):
-                yield Path(place, name)
+            path = Path(place, name)
+            if not name.startswith(".") and (path.suffix.lower() in SUFFIXES.keys() | DICOM or is_image(path)):
+                yield path
 
 
 def _chained(first: Path, rest: Iterator[Path]) -> Iterator[Path]:

@@ -5,8 +5,10 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from medvitlib.data import Dataset, open_dataset
+from medvitlib.data.dicom import save_dicom
 from medvitlib.errors import DataError, printable
 
 
@@ -235,3 +237,28 @@ def test_chest_xrays_as_published(real_data):
 def test_ct_slices_of_many_sizes_and_no_patients(real_data):
     ds = open_dataset("sarscov2_ct", image_size=56, root=real_data)
     assert len(ds) == 300 and ds.classes == ["COVID", "non-COVID"] and not ds.groups_known
+
+
+@pytest.mark.parametrize("ending", [".dicom", ".ima", ".123", ".jpg_", ".png~", ".pgm", ".j2k", ".gif"])
+def test_no_image_is_passed_over_for_its_ending(tmp_path, ending):
+    rng = np.random.default_rng(0)
+    kinds = {".jpg_": "JPEG", ".png~": "PNG", ".pgm": "PPM", ".j2k": "JPEG2000", ".gif": "GIF"}
+    for k in range(20):
+        path = tmp_path / "set" / "ab"[k % 2] / f"{k}{ending if k % 4 == 0 else '.png'}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = rng.integers(0, 255, (24, 24), dtype=np.uint8)
+        if k % 4 == 0 and ending not in kinds:
+            save_dicom(path, pixels)
+        else:
+            Image.fromarray(pixels).save(path, kinds[ending] if k % 4 == 0 else "PNG")
+    ds = open_dataset(tmp_path / "set", image_size=24)
+    assert len(ds) == 20 and not ds.quarantine
+
+
+def test_wrong_endings_are_counted_by_class_and_said_once(tmp_path, write_classes):
+    folder = write_classes(tmp_path / "set", {"a": 6, "b": 6})
+    for path in sorted((folder / "a").iterdir())[:4]:
+        Image.open(path).save(path, "JPEG")
+    ds = open_dataset(folder, image_size=24)
+    assert len(ds) == 12
+    assert ds.notes == ["4 files named PNG are JPEG (4 of a): they were read as what they are."]

@@ -83,11 +83,11 @@ def test_16_bit_is_stretched_over_its_own_range(suffix):
         (b"", "a.png", "empty file"),
         (b"id,label\n1,2\n", "a.png", "text"),
         (b"<!DOCTYPE html><html>404", "a.jpg", "web page"),
-        (b"GIF89a" + bytes(40), "a.png", "GIF"),
+        (b"GIF89a" + bytes(40), "a.png", r"GIF.*\(the name says PNG\)"),
+        (b"%PDF-1.4", "a.png", "it is a PDF file"),
         (bytes(128) + b"DICM" + bytes(40), "scan", "DICOM"),
         (b"\x00\x01\x02\x03", "a.tif", "starts with 00 01 02 03"),
-        (saved(RGB, "JPEG"), "a.png", "mislabelled: the name says PNG, the content is JPEG"),
-        (saved(RGB, "PNG"), "a.jpg", "mislabelled: the name says JPEG, the content is PNG"),
+        (saved(RGB, "JPEG")[:-40], "a.png", r"truncated or damaged JPEG.*\(the name says PNG\)"),
         (cv2.imencode(".tiff", GREY.astype(np.float32))[1].tobytes(), "a.tif", "float32 pixels"),
         (cv2.imencode(".tiff", RGB.astype(np.float32))[1].tobytes(), "a.tif", "float32 pixels"),
     ],
@@ -196,3 +196,37 @@ def test_16_bit_tiffs_with_alpha_keep_their_depth_or_are_refused():
     assert (decode(tiff16(faint, 2, alpha=True), "a.tif") == decode(tiff16(colours, 2), "a.tif")).all()
     with pytest.raises(Unreadable, match="lose its depth"):
         decode(tiff16(faint[..., 2:], 1, alpha=True), "a.tif")
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.jpg.1", "a.png~", "a"])
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "GIF", "PPM", "JPEG2000", "WebP"])
+def test_a_file_is_what_its_content_says(kind, name):
+    options = {"lossless": True} if kind == "WebP" else {}
+    grey = saved(GREY, kind, **options)
+    np.testing.assert_array_equal(decode(grey, name)[..., 0], GREY)
+
+
+def test_an_animation_is_refused():
+    frames = [Image.fromarray(GREY), Image.fromarray(255 - GREY)]
+    data = io.BytesIO()
+    frames[0].save(data, "GIF", save_all=True, append_images=frames[1:])
+    with pytest.raises(Unreadable, match="a GIF of 2 frames: save the one that is meant"):
+        decode(data.getvalue())
+
+
+def test_colours_of_16_bits_in_planes_apart_are_refused_for_opencv_reads_unset_memory():
+    header = struct.pack("<2sHI", b"II", 42, 8)
+    height, width = 8, 16
+    plane, entries = height * width * 2, 11
+    extra = 8 + 2 + 12 * entries + 4
+    bits, offsets, counts, pixels = extra, extra + 6, extra + 18, extra + 30
+    rows = [
+        (256, 3, 1, width), (257, 3, 1, height), (258, 3, 3, bits), (259, 3, 1, 1), (262, 3, 1, 2),
+        (273, 4, 3, offsets), (277, 3, 1, 3), (278, 3, 1, height), (279, 4, 3, counts), (284, 3, 1, 2), (339, 3, 1, 1),
+    ]  # fmt: skip
+    ifd = struct.pack("<H", entries) + b"".join(struct.pack("<HHII", *row) for row in rows) + bytes(4)
+    tail = struct.pack("<3H", 16, 16, 16) + struct.pack("<3I", *(pixels + k * plane for k in range(3)))
+    tail += struct.pack("<3I", plane, plane, plane)
+    data = header + ifd + tail + np.random.default_rng(0).integers(0, 2**16, 3 * plane // 2, np.uint16).tobytes()
+    with pytest.raises(Unreadable, match="planes apart: save it as a PNG"):
+        decode(data, "a.tif")

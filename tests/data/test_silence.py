@@ -131,7 +131,7 @@ def test_an_audit_says_no_more(folder, tmp_path):
     command = ["-m", "medvitlib.cli", "audit", str(folder), "--no-network", "--size", "32", "--out", str(tmp_path)]
     for _ in range(2):  # the second time from the cache: nothing is decoded but the headers
         warning, *source = run(command, tmp_path)
-        assert left_out(warning) and len(source) == 1 and "open_dataset(" in source[0]
+        assert left_out(warning) and not source
 
 
 def test_predicting_says_nothing_but_its_answers(folder, tmp_path):

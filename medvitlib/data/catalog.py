@@ -4,6 +4,7 @@ import warnings
 from collections import Counter
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from medvitlib.data.decode import SUFFIXES, content_kind, height_and_width
 from medvitlib.data.folder import Listing, Sample, readable, scan
 from medvitlib.data.groups import assign_groups
 from medvitlib.data.loading import Images
+from medvitlib.data.masks import evidence
 from medvitlib.data.sources import huggingface, medmnist
 from medvitlib.data.sources.arrays import Opened, read_npz
 from medvitlib.data.sources.finding import find, on_disk
@@ -96,6 +98,7 @@ def open_dataset(
         images=Images(decoded, good),
         quarantine=quarantine,
         notes=[printable(note) for note in listing.notes],
+        mask_of=partial(evidence, listing.masks, size) if listing.masks else None,
         files=None if opened.whole else np.array([str(sample.path) for sample in samples]),
     )
 

@@ -37,7 +37,8 @@ class Dataset(torch.utils.data.Dataset):
         images: uint8 (N, H, W, C), memory-mapped; C is 1 if the whole set is grey, else 3 (RGB).
         quarantine: files left out, with reasons.
         notes: remarks about what was found, in plain words.
-        mask_of: evidence mask of an id, bool (H, W), where the images are rendered.
+        mask_of: evidence mask of an id, bool (H, W), where the images are rendered or masks lie beside them; None of
+            an image without one.
         files: str (N,): absolute path of each image's file; None where images are not files.
     """
 
@@ -121,7 +122,7 @@ class Dataset(torch.utils.data.Dataset):
         return replace(chosen, classes=names, labels=labels, positive=positive)
 
     def mask(self, i: int) -> np.ndarray | None:
-        """Where the evidence for its class lies in image i, bool (H, W); None for real images."""
+        """Where the evidence for its class lies in image i, bool (H, W); None where that is not known."""
         return None if self.mask_of is None else self.mask_of(self.ids[i])
 
     def summary(self):

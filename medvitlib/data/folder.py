@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from medvitlib.data.decode import DICOM, SUFFIXES, is_image
+from medvitlib.data.masks import IMAGE_FOLDERS, MASK_FOLDERS, masks_among
 from medvitlib.data.tables import CLASS, GROUP, PATH, find_column, find_files, known_group, need_column, read_table
 from medvitlib.errors import DataError, printable
 
@@ -50,12 +51,13 @@ class Sample:
 
 @dataclass(frozen=True)
 class Listing:
-    """What `scan` found: the samples, files beside them that are no images, and remarks for the user."""
+    """What `scan` found: samples, files beside them that are no images, remarks, and the mask of an image by its id."""
 
     folder: Path
     samples: list[Sample]
     side_files: list[Path] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    masks: dict[str, Path] = field(default_factory=dict)
 
 
 def scan(source: Path) -> Listing:
@@ -105,6 +107,8 @@ def _descend(source: Path) -> tuple[Path, list[str]]:
         inner = [child for child in children if any(f.name.lower() in SPLITS for f in _folders(child))]
         if inner and len(sets := [child.name for child in children if child in inner or _folders(child)]) > 1:
             raise DataError(f"{folder} holds {len(sets)} data sets ({printable(', '.join(sets))}): open one of them.")
+        if not inner and any(child.name.lower() in MASK_FOLDERS for child in children):
+            inner = [child for child in children if child.name.lower() in IMAGE_FOLDERS and _folders(child)]
         if len(children) == 1 and _folders(children[0]) and not _loose(children[0]):
             inner = children
         if not inner:
@@ -133,7 +137,24 @@ def _classes(folder: Path, parts: dict[Path, str]) -> Listing:
                 empty.append(readable(class_folder.relative_to(folder).as_posix()))
     notes = [f"{loose} images lie outside any class folder and were not read."] if loose and samples else []
     notes += [f"no image in {', '.join(empty)}: not taken for a class."] if empty and samples else []
-    return Listing(folder, samples, side_files, notes)
+    return _without_masks(Listing(folder, samples, side_files, notes))
+
+
+def _without_masks(listing: Listing) -> Listing:
+    """Leave segmentation masks out, and keep those that belong to one image each as its evidence."""
+    masks = masks_among([sample.path for sample in listing.samples])
+    if not masks:
+        return listing
+    counts = Counter(masks.values())
+    alone = {image: mask for mask, image in masks.items() if counts[image] == 1}
+    first = next(iter(masks))
+    note = (
+        f"{len(masks)} files are segmentation masks by name and content, such as {printable(first.name)} of "
+        f"{printable(masks[first].name)}: they were left out as images."
+    )
+    samples = [sample for sample in listing.samples if sample.path not in masks]
+    kept = {sample.id: alone[sample.path] for sample in samples if sample.path in alone}
+    return replace(listing, samples=samples, notes=[*listing.notes, note], masks=kept)
 
 
 def _loose(folder: Path) -> int:

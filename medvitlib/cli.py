@@ -66,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--size", type=int, default=224, help="pixels a side (default: 224)")
     check.add_argument("--positive", metavar="CLASS", help="the positive one of two classes")
     check.add_argument("--groups", metavar="CSV", help="which images belong together: a CSV, a pattern or its name")
+    check.add_argument("--layout", help="of a folder that has two readings: CLASS or '*/CLASS'")
     check.add_argument("--out", metavar="DIR", help="where the pictures and the JSON go (default: runs/audit-NAME)")
     check.add_argument("--no-network", action="store_true", help="without pretrained features, on thumbnails")
     check.add_argument("--leaky", action="store_true", help="of a rendered set (phantom/...): with leaks put in")
@@ -85,6 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("--positive", metavar="CLASS", help="of several findings an image, the one to tell")
     score.add_argument("--classes", metavar="A,B", help="MODEL is a converted checkpoint: its classes, in order")
     score.add_argument("--groups", metavar="CSV", help="which images belong together: a CSV, a pattern or its name")
+    score.add_argument("--layout", help="of a folder that has two readings: CLASS or '*/CLASS'")
     score.add_argument(
         "--ordered",
         nargs="?",

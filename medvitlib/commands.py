@@ -71,6 +71,8 @@ def audit(options: argparse.Namespace) -> int:
 
     rendered = {"leaky": True} if options.leaky else {}
     chosen = {"positive": options.positive, "groups": options.groups, "image_size": options.size}
+    if options.layout:
+        chosen["layout"] = options.layout
     ds = open_dataset(options.data, **chosen, max_bad=0.5, **rendered)
     found = audit(ds, weights=None if options.no_network else "auto")
     print(found)
@@ -117,7 +119,8 @@ def evaluate(options: argparse.Namespace) -> int:
     folder = Path(options.model) if given else model_folder(options.model)
     _, info = load_converted(folder, **given, quiet=True) if given else load_model(folder)
     size = tuple(info["preprocessing"]["image_size"])
-    ds = open_dataset(options.data, image_size=size, positive=options.positive, groups=options.groups)
+    chosen = {"positive": options.positive, "groups": options.groups, "layout": options.layout}
+    ds = open_dataset(options.data, image_size=size, **chosen)
     part = options.part or ("test" if (ds.splits == "test").any() else "all")
     official = (ds.splits != "").any()
     ds = own_part(folder, ds, part)

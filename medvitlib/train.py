@@ -34,6 +34,7 @@ data:
   # positive: malignant         # of two classes, the one that recall and thresholds refer to
   # groups: my_images/groups.csv  # which images belong to which patient: a CSV, or a pattern of the file names
   # max_bad: 0.05               # share of the images that may be unusable
+  # layout: "*/CLASS"           # of a folder that has two readings: CLASS, or */CLASS (folds or hospitals above)
   rendered: {n_patients: 100}   # options of a rendered set only
 
 split: {val: 0.2, test: 0.2, seed: 0, by: groups}  # by: groups, clusters (of near-duplicates) or images
@@ -54,7 +55,10 @@ evaluate: {target_recall: 0.95, coverage: 0.9, alarms: 0.05}
 """
 """What `medvit train --example` prints."""
 KEYS = {
-    "data": {"name": str, "image_size": object, "positive": str, "groups": str, "max_bad": float, "rendered": dict},
+    "data": {
+        **{"name": str, "image_size": object, "positive": str, "groups": str},
+        **{"max_bad": float, "layout": str, "rendered": dict},
+    },
     "split": {"val": float, "test": float, "seed": int, "by": str},
     "model": {"name": str, "weights": str, "pool": str, "options": dict, "adapter": dict},
     "train": None,  # TrainConfig knows its own

@@ -34,6 +34,7 @@ def open_dataset(
     positive: str | None = None,
     groups: str | Path | None = None,
     max_bad: float = 0.05,
+    layout: str | None = None,
     **options,
 ) -> Dataset:
     """Open a data set; the first time its images are decoded and kept (see `medvitlib.data.cache`).
@@ -50,6 +51,8 @@ def open_dataset(
         groups: which images belong together: a side-car CSV, a pattern's name, or a regular expression
             (`medvitlib.data.groups.assign_groups`); None finds out by itself.
         max_bad: share of unusable images above which an error is raised instead of a warning.
+        layout: of a folder that could be read in two ways, which is refused otherwise: "CLASS" (the first folders are
+            the classes) or "*/CLASS" (those below are).
         options: of a rendered family, see `medvitlib.data.phantoms.PhantomOptions`; image_column, label_column and
             group_column of a `datasets` object.
 
@@ -66,7 +69,7 @@ def open_dataset(
         return phantoms.render(str(source).lower(), size, positive=positive, **options)
     if not 0 <= max_bad <= 1:
         raise DataError(f"max_bad={max_bad}: expected a share between 0 and 1.")
-    opened = _opened(source, size, root, positive, options)
+    opened = _opened(source, size, root, positive, options, layout)
     listing, hashes, decoded = opened.listing, opened.hashes, opened.decoded
     clashes = _filed_twice(listing.samples, hashes)
     if opened.whole and clashes:
@@ -103,7 +106,9 @@ def open_dataset(
     )
 
 
-def _opened(source: Any, size: tuple[int, int], root: str | Path | None, positive: str | None, options: dict) -> Opened:
+def _opened(
+    source: Any, size: tuple[int, int], root: str | Path | None, positive: str | None, options: dict, layout: str | None
+) -> Opened:
     """Samples, classes and decoded images, from whatever kind of source it is."""
     if huggingface.is_datasets(source):
         if root is not None or (unknown := set(options) - {"image_column", "label_column", "group_column"}):
@@ -122,7 +127,7 @@ def _opened(source: Any, size: tuple[int, int], root: str | Path | None, positiv
     if str(source).lower().startswith(medmnist.PREFIX) and not Path(source).exists():
         return medmnist.open_medmnist(str(source), size, root, positive)
     place, name = find(source, root)
-    listing = scan(place)
+    listing = scan(place, layout)
     classes, known, usual = sorted({sample.label for sample in listing.samples}), KNOWN.get(name), None
     if known and known.positive:  # its folders may be spelled in another case
         usual = next((label for label in classes if plain(label) == plain(known.positive)), None)

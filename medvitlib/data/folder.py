@@ -1,7 +1,7 @@
 """What lies in a folder or a manifest, as a list of samples: nothing is decoded here.
 
 Layouts, tried in this order:
-    FOLDER/{train,val,test}/CLASS/...    split folders, in any case (also training, valid, validation, testing)
+    FOLDER/{train,val,test}/CLASS/...    split folders, in any case (also training, valid, dev, testing, eval ...)
     FOLDER/CLASS/...                     class folders; folders below a class belong to it
     either of them one or two folders further down, as Kaggle's doubled folders have it
     MANIFEST.csv                         columns `path` and `class` (or `label`), optionally `split` and `group` (or
@@ -20,7 +20,7 @@ from pathlib import Path
 from medvitlib.data.decode import DICOM, SUFFIXES, is_image
 from medvitlib.data.masks import IMAGE_FOLDERS, MASK_FOLDERS, masks_among
 from medvitlib.data.tables import CLASS, GROUP, PATH, find_column, find_files, known_group, need_column, read_table
-from medvitlib.errors import DataError, printable
+from medvitlib.errors import DataError, one_of, printable
 
 SPLITS = {
     "train": "train",
@@ -28,11 +28,23 @@ SPLITS = {
     "val": "val",
     "valid": "val",
     "validation": "val",
+    "dev": "val",
+    "development": "val",
     "test": "test",
     "testing": "test",
+    "eval": "test",
+    "evaluation": "test",
 }
 """Names of split folders and of manifest splits (in any case), and the split each one means."""
 
+UNUSUAL = ("dev", "development", "eval", "evaluation")
+"""Of these it is said how they were read."""
+LAYOUTS = ("CLASS", "*/CLASS")
+"""What folders can be: classes, with anything below; or anything, with classes below."""
+NO_CLASS = re.compile(
+    r"(?i)(?:.*(?:part|chunk|batch|fold)|p|pat|patient|subj|subject|case|person|sub|images?)[ _-]?\d+"
+)
+"""Names that folders of parts of a set, or of patients, have."""
 OTHER_IMAGES = {"", ".avif", ".heic", ".nii", ".tga", *DICOM}
 """Further endings that images have: such files are counted, and quarantined if they cannot be read. So is one with any
 other ending that is an image by its first bytes; the rest are side files, which are passed over."""
@@ -60,12 +72,18 @@ class Listing:
     masks: dict[str, Path] = field(default_factory=dict)
 
 
-def scan(source: Path) -> Listing:
+def scan(source: Path, layout: str | None = None) -> Listing:
     """List the samples of a folder or of a CSV manifest.
 
+    Args:
+        layout: where class folders could be read in two ways (folds, hospitals or patients above them): one of
+            `LAYOUTS`. None refuses, naming both.
+
     Raises:
-        DataError: if there is no such path, no image, or no class to tell apart.
+        DataError: if there is no such path, no image, no class to tell apart, or two that could be meant.
     """
+    if layout is not None:
+        one_of("layout", layout, LAYOUTS, DataError)
     if not os.path.exists(source):  # unlike Path.exists, False for what may not be looked at
         raise DataError(f"{source} does not exist, or may not be read.{_neighbours(source)}")
     if source.is_file():
@@ -80,13 +98,47 @@ def scan(source: Path) -> Listing:
         beside = sorted(child.name for child, split in parts.items() if split is None)
         if beside:
             notes.append(f"{', '.join(beside)}: folders beside the split folders of {folder}, not read.")
+        if other := [f"{child.name} for {split}" for child, split in parts.items() if child.name.lower() in UNUSUAL]:
+            notes.append(f"folders were taken as parts: {', '.join(other)}.")
         listing = _classes(folder, {child: split for child, split in parts.items() if split})
     else:
-        listing = _classes(folder, {folder: ""})
+        listing = _classes(folder, _class_parents(folder, layout))
     _check(source, listing)
     if hidden := _hidden(source):
         notes.append(f"{hidden} hidden files (a dot in front, or in __MACOSX) passed over.")
     return replace(listing, notes=notes + listing.notes)
+
+
+def _class_parents(folder: Path, layout: str | None) -> dict[Path, str]:
+    """The folders that hold class folders: this one, or those in it."""
+    tops = _folders(folder)
+    if layout is None and (doubt := _doubt(tops)):
+        raise DataError(f"{printable(folder)}: {doubt}")
+    return {top: "" for top in tops} if layout == "*/CLASS" else {folder: ""}
+
+
+def _doubt(tops: list[Path]) -> str:
+    """Why folders may be no classes, and how to say what they are; "" where there is no doubt."""
+    names = [top.name for top in tops]
+    if len(tops) < 2:
+        return ""
+    below = {top: {child.name for child in _folders(top)} for top in tops}
+    shared = Counter(name for inner in below.values() for name in inner)
+    listed = printable(", ".join(names[:4]) + (", ..." if len(names) > 4 else ""))
+    choose = f"Pass layout={LAYOUTS[0]!r} (--layout) if {listed} are the classes"
+    usual = all(name.lower() in SPLITS.keys() | MASK_FOLDERS | IMAGE_FOLDERS for name in shared)
+    if len(tops) >= len(shared) >= 2 and min(shared.values()) > 1 and not usual and not any(map(_loose, tops)):
+        inner = printable(", ".join(sorted(shared)[:4]))
+        return (
+            f"two readings. Each of {listed} holds folders of the same names ({inner}). {choose}, "
+            f"layout={LAYOUTS[1]!r} if {inner} are (folds, hospitals or patients above them)."
+        )
+    if all(map(NO_CLASS.fullmatch, names)):
+        return (
+            f"{listed} look like parts or patients, not classes. {choose}; else put one folder a class "
+            "above or below them, or list the images in a CSV with columns path and class."
+        )
+    return ""
 
 
 def _folders(folder: Path) -> list[Path]:

@@ -177,3 +177,52 @@ def test_a_root_of_several_sets_is_refused(tmp_path, write_classes):
     write_classes(tmp_path / "two", {"a": 1, "b": 1})
     with pytest.raises(DataError, match="2 data sets"):
         scan(tmp_path)
+
+
+def layout(folder, write_image, *places):
+    for seed, place in enumerate(places):
+        write_image(folder / place, seed)
+    return folder
+
+
+READINGS = {
+    "folds": [f"fold_{f}/{c}/{f}{c}{i}.png" for f in range(3) for c in ("all", "hem") for i in range(2)],
+    "patients": [f"patient{p:02d}/{'ab'[p % 2]}/{i}.png" for p in range(6) for i in range(2)],
+    "copies": [f"{s}/{c}/{i}.png" for s in ("original", "augmented") for c in "ab" for i in range(2)],
+}
+
+
+@pytest.mark.parametrize("reading", READINGS)
+def test_folders_with_two_readings_are_refused_with_both_and_read_as_said(tmp_path, write_image, reading):
+    layout(tmp_path, write_image, *READINGS[reading])
+    tops, inner = (sorted({place.split("/")[k] for place in READINGS[reading]}) for k in (0, 1))
+    with pytest.raises(DataError, match=r"two readings.*layout='CLASS'.*layout='\*/CLASS' if") as refused:
+        scan(tmp_path)
+    assert tops[0] in str(refused.value) and ", ".join(inner) in str(refused.value)
+    assert {sample.label for sample in scan(tmp_path, "CLASS").samples} == set(tops)
+    listing = scan(tmp_path, "*/CLASS")
+    assert {sample.label for sample in listing.samples} == set(inner)
+    assert sorted(sample.id for sample in listing.samples) == sorted(READINGS[reading])
+    with pytest.raises(DataError, match="layout 'CLAS' is unknown"):
+        scan(tmp_path, "CLAS")
+
+
+@pytest.mark.parametrize("names", [("images_part_1", "images_part_2"), ("p0", "p1", "p2"), ("patient_1", "patient_2")])
+def test_parts_and_patients_are_no_classes(tmp_path, write_image, names):
+    layout(tmp_path, write_image, *(f"{name}/{k}.png" for name in names for k in range(2)))
+    with pytest.raises(DataError, match="look like parts or patients, not classes"):
+        scan(tmp_path)
+    assert {sample.label for sample in scan(tmp_path, "CLASS").samples} == set(names)
+
+
+@pytest.mark.parametrize("names", [("0", "1"), ("grade 0", "grade 1", "grade 2"), ("stage1", "stage2"), ("G1", "G2")])
+def test_numbered_classes_are_classes(tmp_path, write_image, names):
+    layout(tmp_path, write_image, *(f"{name}/p{p}/{k}.png" for name in names for p in range(4) for k in range(2)))
+    assert {sample.label for sample in scan(tmp_path).samples} == set(names)
+
+
+def test_dev_and_eval_are_parts_and_it_is_said(tmp_path, write_image):
+    layout(tmp_path, write_image, *(f"{s}/{c}/{s}.png" for s in ("train", "dev", "eval") for c in "ab"))
+    listing = scan(tmp_path)
+    assert {sample.split for sample in listing.samples} == {"train", "val", "test"}
+    assert "folders were taken as parts: dev for val, eval for test." in listing.notes

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from medvitlib.data.decode import MAX_PIXELS, Unreadable, silence
+from medvitlib.data.tables import known_group
 
 MAGIC = b"DICM"  # at byte 128
 
@@ -147,6 +148,21 @@ def window(values: np.ndarray, centre: float, width: float, function: str = "LIN
     else:
         share = (values - (centre - 0.5)) / (width - 1) + 0.5
     return np.rint(255 * share.clip(0, 1)).astype(np.uint8)
+
+
+def patient_of(path: Path) -> str:
+    """Return the PatientID of a DICOM file, "" where it has none or the file is no DICOM."""
+    try:
+        with open(path, "rb") as file:
+            if not is_dicom(file.read(132)):
+                return ""
+            import pydicom
+
+            file.seek(0)
+            header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=["PatientID"])
+            return known_group(header.get("PatientID"))
+    except Exception:  # its parser raises whatever the damage provokes; the pixels say what is wrong
+        return ""
 
 
 def _padding(file, stored: np.ndarray) -> np.ndarray:

@@ -10,6 +10,7 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+from medvitlib.data.dicom import patient_of
 from medvitlib.data.folder import Listing, Sample
 from medvitlib.data.tables import GROUP, PATH, find_files, known_group, need_column, read_table
 from medvitlib.errors import DataError, printable
@@ -40,9 +41,9 @@ def assign_groups(listing: Listing, groups: str | Path | None) -> tuple[Listing,
     Args:
         groups: a CSV file with columns path (absolute, or relative to the CSV's folder or to the data set's) and
             group; the name of a pattern (`PATTERNS`); a regular expression with one bracketed group, searched in the
-            id; or None: a manifest's own column, a side-car, in that order; and the names of Kermany's chest X-rays,
-            where folder and files are called as theirs. A note proposes an expression for other names that look
-            like patients', and does not use it.
+            id; or None: a manifest's own column, a side-car, DICOM headers, in that order; and the names of Kermany's
+            chest X-rays, where folder and files are called as theirs. A note proposes an expression for other names that
+            look like patients', and does not use it.
 
     Returns:
         the listing, and whether the group of every image is known. An image without a known group stands for itself.
@@ -74,6 +75,9 @@ def _automatic(listing: Listing) -> tuple[Listing, bool]:
             meant = folder == listing.folder and path.name.lower() == SIDE_CARS[0]
             if (found := _from_csv(listing, path, must_match=meant)) is not None:
                 return _finish(listing, found)
+    if any(found := [patient_of(sample.path) for sample in listing.samples]):
+        note = "patients were read from the DICOM headers (PatientID)."
+        return _finish(replace(listing, notes=[*listing.notes, note]), found)
     if _is_kermany(listing.samples):
         note = "folders and files are named as those of chest_xray (Kermany): patients were read from the file names."
         found = _restarting(listing.samples, _from_pattern(listing.samples, PATTERNS["kermany"], "kermany"))

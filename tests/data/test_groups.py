@@ -4,6 +4,7 @@ import re
 import numpy as np
 import pytest
 
+from medvitlib.data.dicom import save_dicom
 from medvitlib.data.folder import scan
 from medvitlib.data.groups import assign_groups
 from medvitlib.errors import DataError
@@ -206,3 +207,18 @@ def test_a_column_that_names_patients_is_read_and_said(tmp_path, write_image, co
     assert not known and [s.group for s in listing.samples] == [
         f"p{k // 4}" if k < 16 else f"{k}.png" for k in range(20)
     ]
+
+
+def test_patients_of_dicom_files_are_read_from_their_headers(tmp_path):
+    pydicom = pytest.importorskip("pydicom")
+    for k in range(8):
+        path = tmp_path / "ab"[k % 2] / f"IM{k:04d}"
+        path.parent.mkdir(exist_ok=True)
+        save_dicom(path, np.full((8, 8), 9 * k, np.uint8))
+        file = pydicom.dcmread(path)
+        file.PatientID = f"patient {k // 3}" if k < 6 else ""
+        file.save_as(path)
+    listing, known = assign_groups(scan(tmp_path), None)
+    found = {sample.path.name: sample.group for sample in listing.samples}
+    assert not known and [found[f"IM{k:04d}"] for k in range(6)] == [f"patient {k // 3}" for k in range(6)]
+    assert "patients were read from the DICOM headers (PatientID)." in listing.notes

@@ -42,8 +42,8 @@ def assign_groups(listing: Listing, groups: str | Path | None) -> tuple[Listing,
         groups: a CSV file with columns path (absolute, or relative to the CSV's folder or to the data set's) and
             group; the name of a pattern (`PATTERNS`); a regular expression with one bracketed group, searched in the
             id; or None: a manifest's own column, a side-car, DICOM headers, in that order; and the names of Kermany's
-            chest X-rays, where folder and files are called as theirs. A note proposes an expression for other names that
-            look like patients', and does not use it.
+            chest X-rays, where folder and files are called as theirs. A note proposes an expression for other names
+            that look like patients', and does not use it.
 
     Returns:
         the listing, and whether the group of every image is known. An image without a known group stands for itself.

@@ -31,6 +31,9 @@ DECODER_VERSION = 4
 MAX_PIXELS = 2**27
 """Larger than any radiograph; a small file that claims more is a decompression bomb or a whole slide to be tiled."""
 
+MAX_BYTES = 2**29
+"""Of the pixels that a header promises: checked before anything is decoded."""
+
 SUFFIXES = {
     ".png": "PNG",
     ".jpg": "JPEG",
@@ -125,6 +128,7 @@ def decode(data: bytes, name: str = "") -> np.ndarray:
 
 def _decoded(data: bytes, kind: str) -> np.ndarray:
     silence()
+    _check_bytes(data, kind)
     pillow = _check_whole(data, kind)
     if kind in ("GIF", "PNG", "WebP") and pillow.n_frames > 1:  # counted while its pixels were loaded
         raise Unreadable(f"a {kind} of {pillow.n_frames} frames: save the one that is meant as a file of its own")
@@ -223,6 +227,25 @@ def _kind(data: bytes) -> str:
     raise Unreadable(f"not a PNG, JPEG, BMP or TIFF: it starts with {head[:8].hex(' ')}")
 
 
+def _check_bytes(data: bytes, kind: str) -> None:
+    """Refuse a PNG or TIFF whose header promises more than `MAX_BYTES`; other kinds have 8 bits: pixels are counted."""
+    if kind == "PNG" and len(data) >= 26:
+        width, height, depth, colour = struct.unpack_from(">IIBB", data, 16)
+        bits = depth * {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}.get(colour, 1)
+    elif kind == "TIFF":
+        entries = _entries(data)
+        width, height = (int(entries.get(tag, 0)) for tag in (256, 257))
+        depths = entries.get(_BITS_PER_SAMPLE, (8,))
+        bits = max(depths) * max(int(entries.get(277, 1)), len(depths))
+    else:
+        return
+    if width * height * bits > 8 * MAX_BYTES:
+        raise Unreadable(
+            f"claims {width}x{height} px of {bits} bits, more than {MAX_BYTES / 2**20:.0f} MB of pixels: cut it into "
+            "tiles, or save it with 8 bits"
+        )
+
+
 def _check_whole(data: bytes, kind: str) -> Image.Image | None:
     """Refuse truncated and absurdly large files; Pillow decides where the end markers leave a doubt."""
     try:
@@ -249,13 +272,20 @@ def _check_whole(data: bytes, kind: str) -> Image.Image | None:
 
 def _in_deep_planes(tiff: bytes) -> bool:
     """Whether a TIFF stores colours of 16 bits one after the other: OpenCV gives unset memory for them."""
-    with suppress(Exception):  # damage of any kind; the decoder says what is wrong
+    entries = _entries(tiff)
+    return entries.get(_PLANES) == _APART and max(entries.get(_BITS_PER_SAMPLE, (8,))) > 8
+
+
+def _entries(tiff: bytes) -> dict[int, object]:
+    """The tags of a TIFF's first page; none where they cannot be read: the decoder says what is wrong."""
+    wanted = (256, 257, _BITS_PER_SAMPLE, 277, _PLANES)
+    with suppress(Exception):  # damage of any kind
         entries = ImageFileDirectory_v2(tiff[: 16 if b"+" in tiff[2:4] else 8])
         file = io.BytesIO(tiff)
         file.seek(entries.next)
         entries.load(file)
-        return entries.get(_PLANES) == _APART and max(entries.get(_BITS_PER_SAMPLE, (8,))) > 8
-    return False
+        return {tag: entries[tag] for tag in wanted if tag in entries}
+    return {}
 
 
 def _bare(png: bytes) -> bytes:

@@ -5,14 +5,16 @@ then the photometric interpretation. A training set of exported PNGs had these a
 """
 
 import io
+import zlib
 from pathlib import Path
 
 import numpy as np
 
-from medvitlib.data.decode import MAX_PIXELS, Unreadable, silence
+from medvitlib.data.decode import MAX_BYTES, MAX_PIXELS, Unreadable, silence
 from medvitlib.data.tables import known_group
 
 MAGIC = b"DICM"  # at byte 128
+DEFLATED = b"1.2.840.10008.1.2.1.99"
 
 
 def is_dicom(data: bytes) -> bool:
@@ -38,6 +40,7 @@ def decode_dicom(data: bytes) -> np.ndarray:
     except ImportError:
         raise Unreadable("a DICOM file, and pydicom is not installed: pip install pydicom") from None
     silence()
+    _check_inflation(data)
     try:
         file = pydicom.dcmread(io.BytesIO(data))
         frames, size = int(file.get("NumberOfFrames") or 1), int(file.Rows) * int(file.Columns)
@@ -46,7 +49,8 @@ def decode_dicom(data: bytes) -> np.ndarray:
         raise Unreadable(f"damaged DICOM file, or one without pixels: {_first_line(error)}") from None
     if frames > 1:
         raise Unreadable(f"a DICOM file of {frames} frames: save the one that is meant as a file of its own")
-    if size > MAX_PIXELS:
+    samples = int(file.get("SamplesPerPixel") or 1) * int(file.get("BitsAllocated") or 8)
+    if size > MAX_PIXELS or size * samples > 8 * MAX_BYTES:
         raise Unreadable(f"claims {file.Columns}x{file.Rows} px, more than {MAX_PIXELS / 1e6:.0f} million pixels")
     try:
         return _shown(file, kind)
@@ -87,6 +91,24 @@ def _shown(file, kind: str) -> np.ndarray:
     if padding.any():
         image[padding] = image[~padding].min() if kind != "MONOCHROME1" else image[~padding].max()
     return (255 - image if kind == "MONOCHROME1" else image)[:, :, None]
+
+
+def _check_inflation(data: bytes) -> None:
+    """Refuse a deflated file (PS3.5 A.5) that grows beyond `MAX_BYTES`: pydicom inflates all of it at once."""
+    head = data[132:4096]
+    if DEFLATED not in head or head[:4] != b"\x02\0\0\0":
+        return
+    start = 144 + int.from_bytes(head[8:12], "little")  # behind the meta information, whose length comes first
+    inflating = zlib.decompressobj(-zlib.MAX_WBITS)
+    grown, rest = 0, data[start:]
+    try:
+        while rest:
+            grown += len(inflating.decompress(rest, 2**24))
+            if grown > MAX_BYTES:
+                raise Unreadable(f"a DICOM file that inflates to more than {MAX_BYTES / 2**20:.0f} MB")
+            rest = inflating.unconsumed_tail
+    except zlib.error:
+        return  # pydicom says what is wrong
 
 
 def _stored(file) -> np.ndarray:

@@ -6,6 +6,7 @@ for them alone. So only public addresses are asked, at every redirect anew, unle
 
 import ipaddress
 import socket
+import threading
 import time
 from urllib.parse import urljoin, urlsplit
 
@@ -24,7 +25,7 @@ def is_address(source: object) -> bool:
 
 
 def fetch(url: str, *, allow_private: bool = False) -> bytes:
-    """What is at an http(s) address, at most `LIMIT` bytes.
+    """What is at an http(s) address, at most `LIMIT` bytes, within `WHOLE_LIMIT` seconds.
 
     Args:
         allow_private: ask this machine and private networks, too.
@@ -32,6 +33,26 @@ def fetch(url: str, *, allow_private: bool = False) -> bytes:
     Raises:
         Unreadable: another scheme, a private address, no answer in time, a refusal, too many redirects or bytes.
     """
+    found: list[bytes | Exception] = []
+
+    def ask() -> None:
+        try:
+            found.append(_fetched(url, allow_private))
+        except Exception as error:  # raised below, in the thread that asked
+            found.append(error)
+
+    # a server that sends a byte at a time meets no limit of the connection's, so that somebody else watches the clock
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(WHOLE_LIMIT)
+    if not found:
+        raise Unreadable(f"{shown(url)} took longer than {WHOLE_LIMIT:.0f} s")
+    if isinstance(found[0], Exception):
+        raise found[0]
+    return found[0]
+
+
+def _fetched(url: str, allow_private: bool) -> bytes:
     import requests
 
     start, asked = time.monotonic(), url

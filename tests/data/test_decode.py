@@ -230,3 +230,14 @@ def test_colours_of_16_bits_in_planes_apart_are_refused_for_opencv_reads_unset_m
     data = header + ifd + tail + np.random.default_rng(0).integers(0, 2**16, 3 * plane // 2, np.uint16).tobytes()
     with pytest.raises(Unreadable, match="planes apart: save it as a PNG"):
         decode(data, "a.tif")
+
+
+def test_a_header_that_promises_gigabytes_is_refused_before_anything_is_decoded(monkeypatch):
+    monkeypatch.setattr(module, "_check_whole", lambda *_: pytest.fail("decoded"))
+    monkeypatch.setattr(module, "MAX_BYTES", 40 * 56 * 6 - 1)
+    deep = np.zeros((40, 56, 3), np.uint16)
+    for suffix in (".png", ".tiff"):
+        with pytest.raises(Unreadable, match=r"claims 56x40 px of 48 bits, more than"):
+            decode(cv2.imencode(suffix, deep)[1].tobytes())
+    with pytest.raises(Unreadable, match=r"of 96 bits"):
+        decode(cv2.imencode(".tiff", deep.astype(np.float32))[1].tobytes())

@@ -5,6 +5,7 @@ import io
 import numpy as np
 import pytest
 
+from medvitlib.data import dicom
 from medvitlib.data.decode import Unreadable
 from medvitlib.data.dicom import decode_dicom, is_dicom, save_dicom, window
 
@@ -154,3 +155,18 @@ def test_colours_of_sixteen_bits_keep_their_scale():
 def test_an_intercept_alone_is_used_with_a_slope_of_one():
     moved = written(RAMP, RescaleIntercept=-1024, WindowCenter=1024, WindowWidth=4096)
     np.testing.assert_array_equal(decode_dicom(moved), decode_dicom(written(RAMP, WindowCenter=2048, WindowWidth=4096)))
+
+
+def test_what_inflates_to_gigabytes_is_refused(monkeypatch):
+    from pydicom.uid import DeflatedExplicitVRLittleEndian
+
+    pixels = np.zeros((64, 64), np.uint8)
+    file = pydicom.dcmread(io.BytesIO(written(pixels)))
+    file.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    pydicom.dcmwrite(target := io.BytesIO(), file, enforce_file_format=True)
+    np.testing.assert_array_equal(decode_dicom(target.getvalue())[..., 0], pixels)
+    monkeypatch.setattr(dicom, "MAX_BYTES", 4000)
+    with pytest.raises(Unreadable, match="inflates to more than"):
+        decode_dicom(target.getvalue())
+    with pytest.raises(Unreadable, match="claims 64x64"):
+        decode_dicom(written(pixels))

@@ -1,6 +1,9 @@
 """Addresses: what is fetched, what is not, and how much; against a server of this machine."""
 
+import socket
 import threading
+import time
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -89,3 +92,25 @@ def test_a_name_that_means_another_host_when_it_is_asked_is_refused(server, monk
     monkeypatch.setattr(remote, "_check", lambda url, allow: None)  # as if it had been public a moment ago
     with pytest.raises(Unreadable, match="private network"):
         remote.fetch(f"{server}/image")
+
+
+@pytest.mark.parametrize("slow", ["head", "body"])
+def test_a_server_that_sends_a_byte_at_a_time_is_given_one_deadline(monkeypatch, slow):
+    monkeypatch.setattr(remote, "WHOLE_LIMIT", 0.5)
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n"
+
+    def serve(listener):
+        connection, _ = listener.accept()
+        with connection, suppress(OSError):
+            connection.recv(1000)
+            connection.sendall(head if slow == "body" else b"")
+            for byte in (head + bytes(500)) if slow == "head" else bytes(500):
+                connection.sendall(bytes([byte]))
+                time.sleep(0.05)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=serve, args=(listener,), daemon=True).start()
+        start = time.monotonic()
+        with pytest.raises(Unreadable, match=r"took longer than"):
+            remote.fetch(f"http://127.0.0.1:{listener.getsockname()[1]}/a.png", allow_private=True)
+        assert time.monotonic() - start < 5

@@ -86,7 +86,7 @@ def test_a_cluster_stops_them_and_a_notebook_goes_on(tmp_path, capsys):
         next(line for line in process.stdout if line.startswith("epoch 2/"))
         process.send_signal(signal.SIGTERM)
         rest = process.communicate(timeout=120)[0]
-    assert rest.count("To go on: medvit train") == 1
+    assert rest.count("To continue: medvit train") == 1
     folder = runs_dir() / "stopped.unfinished"
     state = torch.load(folder / "last" / "state.pt", weights_only=True)
     position = state["position"]

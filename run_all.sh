@@ -2,6 +2,8 @@
 # The project's two commands, and JupyterLab:
 #   ./run_all.sh [OPTIONS]   makes .venv, installs, executes every notebook (OPTIONS: ./run_all.sh --help)
 #   ./run_all.sh test        the same set-up, then ruff, pytest, and the notebooks against their committed outputs
+#   ./run_all.sh install     the same set-up, and nothing else
+#   ./run_all.sh test --portable     the notebooks alone, in every arithmetic of this machine (medvitlib.tools.arithmetics)
 #   ./run_all.sh lab         the same set-up, then JupyterLab on the notebooks
 # Safe to run again: what is installed and fetched is left alone, and an interrupted installation is taken up.
 # MEDVIT_VENV names another folder than .venv.
@@ -84,6 +86,32 @@ stage() {
     stages+=("$(printf '%-26s %5d s  %s' "$name" $((SECONDS - begun)) "$result")")
 }
 
+# check_notebooks ARITHMETIC NOTEBOOK...: against their committed outputs, as a clone without data, runs and cache of its
+# own sees them, and without lines that depend on the time a step took.
+check_notebooks() {
+    local arithmetic=("$python" -m medvitlib.tools.arithmetics "$1")
+    "${arithmetic[@]}"
+    env -u MEDVIT_DATA MEDVIT_PROGRESS=/dev/null "${arithmetic[@]}" \
+        "$python" -m pytest --nbval --nbval-current-env "${@:2}"
+}
+
+finish() {
+    printf '\n'
+    printf '%s\n' "${stages[@]}"
+    if ((status)); then say "FAILED"; else say "all passed"; fi
+    exit "$status"
+}
+
+run_portable() {
+    trap 'exit 130' INT
+    local name
+    for name in $("$python" -m medvitlib.tools.arithmetics --names); do
+        stage "notebooks, $name" check_notebooks "$name" notebooks
+        stages[-1]+="  $("$python" -m medvitlib.tools.arithmetics "$name" || true)"
+    done
+    finish
+}
+
 run_tests() {
     trap 'exit 130' INT
     stage "ruff check" "$python" -m ruff check .
@@ -91,13 +119,11 @@ run_tests() {
     # a file's tests stay together, with what its fixtures trained; one thread each, or the workers would fight for cores
     stage "pytest" env OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" \
         "$python" -m pytest -n auto --maxprocesses 4 --dist loadfile "$@"
-    # as a clone without data of its own sees them, and without lines that depend on the time a step took
-    stage "pytest --nbval notebooks" env -u MEDVIT_DATA MEDVIT_PROGRESS=/dev/null \
-        "$python" -m pytest --nbval --nbval-current-env notebooks
-    printf '\n'
-    printf '%s\n' "${stages[@]}"
-    if ((status)); then say "FAILED"; else say "all passed"; fi
-    exit "$status"
+    stage "notebooks" check_notebooks native notebooks
+    local least
+    least=$("$python" -m medvitlib.tools.arithmetics --names | tail -n 1)
+    stage "three notebooks, $least" check_notebooks "$least" notebooks/0[189]_*.ipynb
+    finish
 }
 
 caller=$PWD
@@ -117,7 +143,12 @@ case ${1:-} in
         ;;
     test)
         set_up test
+        if [[ ${2:-} == --portable ]]; then run_portable; fi
         run_tests "${@:2}"
+        ;;
+    install)
+        set_up
+        say "next: $venv/bin/medvit train --example; README.md, \"Your own images\", has the rest"
         ;;
     lab)
         set_up
@@ -134,6 +165,6 @@ case ${1:-} in
         exec "$python" -m medvitlib.runner --relative-to "$caller" "$@"
         ;;
     *)
-        fail "there is no command '$1'; there are: test, lab, and options (./run_all.sh --help)."
+        fail "there is no command '$1'; there are: install, test, lab, and options (./run_all.sh --help)."
         ;;
 esac

@@ -49,6 +49,7 @@ class Recipe:
         epochs, batch_size: of a training.
         augmentation: one of `medvitlib.data.RECIPES`; "" for what `AUGMENTATIONS` says of the set.
         smoothing: share of a label that is spread over all classes.
+        blocks: how many of the last blocks "lp_ft" trains; 0: everything.
         folds: 0 trains once and chooses on the validation part; k trains k times on train and val joined, each time
             without one fold, chooses on what is said of the folds left out, and lets the k models answer together.
         seed: of folds, training and bootstrap.
@@ -61,6 +62,7 @@ class Recipe:
     batch_size: int = 16
     augmentation: str = ""
     smoothing: float = 0.0
+    blocks: int = 0
     folds: int = 0
     seed: int = 0
 
@@ -151,8 +153,9 @@ def adapted(ds: Dataset, parts: Split, recipe: Recipe, *, name: str, **hardware)
                 continue
             model = copy.deepcopy(fresh if method in ("full", "head") else start)
             more = {"name": f"{name}-{method}{end}", "resume": True, "quiet": True, "plot": False, **hardware}
-            way = "full" if method == "lp_ft" else method
-            runs[method].append(make_variant(model, cut, way, recipe.config(method, ds.name), **more))
+            way = {"lp_ft": "partial" if recipe.blocks else "full"}.get(method, method)
+            options = {"blocks": recipe.blocks} if way == "partial" else {}
+            runs[method].append(make_variant(model, cut, way, recipe.config(method, ds.name), options=options, **more))
     return {method: found for method, found in runs.items() if method in recipe.methods}
 
 
@@ -197,7 +200,7 @@ def scored(
     reports, said = {}, {}
     for method, members in runs.items():
         if len(members) == 1:
-            reports[method] = found = evaluate(members[0], test, figures=False, **given, **hardware)
+            reports[method] = found = evaluate(members[0], parts, figures=False, **given, **hardware)
             said[method] = apply_temperature(log_probabilities(found.probabilities), 1 / found.temperature)
             continue  # what it said before it was calibrated
         outputs = [forward(run.model, test, description="Evaluating", **hardware) for run in members]
@@ -214,6 +217,7 @@ def scored(
             groups=test.groups if test.groups_known else None,
             validation=validation[method],
             candidates=sum(run.candidates for run in members),
+            compared="penalties and epochs",
             **given,
         )
         folder = runs_dir() / f"{name}-{method.replace(' ', '-')}"

@@ -1,14 +1,18 @@
 """A notebook as a program: its number, its parameters, one execution of it, and what came of that.
 
 Reading notebooks needs the standard library alone, so that the runner starts at once; papermill is imported
-only by the process that executes one (`python -m medvitlib.notebooks NOTEBOOK OUTPUT PARAMETERS-AS-JSON`).
+only by the process that executes one (`python -m medvitlib.notebooks NOTEBOOK OUTPUT PARAMETERS-AS-JSON`, or
+`--freeze NOTEBOOK`).
 """
 
 import ast
 import difflib
 import json
+import os
 import re
+import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -101,8 +105,17 @@ def _fits(value: object, kind: ast.expr) -> bool:
     return all(_fits(item, kind.slice) for item in value)
 
 
-def choose_parameters(notebooks: list[Path], profile: str, given: list[tuple[str, str]]) -> list[dict]:
+PATHS = ("data", "groups", "images", "model", "out", "root", "sets", "weights")
+"""Parameters that may be a path; one that is relative means relative to the caller's folder, not to the notebook's."""
+
+
+def choose_parameters(
+    notebooks: list[Path], profile: str, given: list[tuple[str, str]], folder: Path = Path()
+) -> list[dict]:
     """For each notebook the parameters it declares, out of the profile and the `-p` options, converted to their types.
+
+    Args:
+        folder: that relative paths refer to.
 
     Raises:
         MedvitError: no notebook declares a name, or its value has another type.
@@ -126,6 +139,8 @@ def choose_parameters(notebooks: list[Path], profile: str, given: list[tuple[str
                 except (ValueError, TypeError):
                     kind, default = found[name].annotation, found[name].default
                     raise MedvitError(f"-p {name} {text}: expected {kind}, such as {default}.") from None
+                if name in PATHS and text and (name == "out" or (folder / text).exists()):
+                    parameters[name] = str((folder / text).absolute())
     return chosen
 
 
@@ -193,6 +208,31 @@ def execute(notebook: Path, output: Path, parameters: dict) -> None:
             output.with_suffix(".html").write_text(html, encoding="utf-8")
 
 
+def measure(notebook: Path) -> None:
+    """Execute a notebook in every arithmetic of this machine, and write the table that its figures are compared with.
+
+    Raises:
+        MedvitError: an execution failed.
+    """
+    from medvitlib.tools import arithmetics
+    from medvitlib.tools.figures import RECORD, expected_path, tolerances, write_table
+
+    recorded = {}
+    for name in arithmetics.names():
+        with tempfile.TemporaryDirectory(prefix="medvitlib-") as scratch:
+            values, output = Path(scratch) / "figures.json", Path(scratch) / notebook.name
+            execution = [sys.executable, "-m", "medvitlib.notebooks", str(notebook), str(output), "{}"]
+            command = [sys.executable, "-m", "medvitlib.tools.arithmetics", name, *execution]
+            process = subprocess.run(command, env={**os.environ, RECORD: str(values)}, capture_output=True, text=True)
+            if process.returncode or not values.is_file():
+                raise MedvitError(
+                    f"{notebook.name} in arithmetic {name}: {failure(output, 1, Path(scratch) / 'no log')}"
+                )
+            recorded[name] = json.loads(values.read_text("utf-8"))
+    defaults = {name: ast.literal_eval(found.default) for name, found in read_parameters(notebook).items()}
+    write_table(expected_path(notebook.name[:2]), tolerances(recorded, defaults))
+
+
 def freeze(notebook: Path) -> None:
     """Execute a notebook in place with its defaults, so that executing it again changes no byte.
 
@@ -217,4 +257,7 @@ if __name__ == "__main__":
 
     # ends through `finally`, which takes the kernel along and keeps the partial output
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    execute(Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3]))
+    if sys.argv[1] == "--freeze":
+        freeze(Path(sys.argv[2]))
+    else:
+        execute(Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3]))

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from medvitlib.errors import MedvitError
 from medvitlib.machine import cores
-from medvitlib.notebooks import choose_parameters, code_cells, discover, failure, freeze, started
+from medvitlib.notebooks import choose_parameters, code_cells, discover, failure, measure, started
 from medvitlib.paths import project_root, runs_dir
 from medvitlib.profiles import PROFILES
 
@@ -29,7 +29,12 @@ GRACE = 15.0  # seconds a stopped notebook has to save what it has
 
 @dataclass
 class Job:
-    """One notebook, its parameters, and what has become of it."""
+    """One notebook, its parameters, and its state.
+
+    Attributes:
+        output: written as `unfinished` while it runs; takes its own name when it has passed, so that a failure leaves
+            the output of an earlier run as it was.
+    """
 
     notebook: Path
     output: Path
@@ -38,6 +43,10 @@ class Job:
     begun: float = 0.0
     seconds: float = 0.0
     result: str = "not started"
+
+    @property
+    def unfinished(self) -> Path:
+        return self.output.with_suffix(".unfinished.ipynb")
 
     @property
     def log(self) -> Path:
@@ -52,7 +61,7 @@ class Job:
         return self.output.with_suffix(".html")
 
     def start(self, threads: int | None) -> None:
-        for leftover in (self.output, self.html, self.log, self.progress):
+        for leftover in (self.unfinished, self.unfinished.with_suffix(".html"), self.log, self.progress):
             leftover.unlink(missing_ok=True)
         environment = {
             **os.environ,
@@ -60,7 +69,14 @@ class Job:
             "MEDVIT_PROGRESS": str(self.progress),
             "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # a debugger's warning, which would be the first line of every log
         }
-        command = [sys.executable, "-m", "medvitlib.notebooks", self.notebook, self.output, json.dumps(self.parameters)]
+        command = [
+            sys.executable,
+            "-m",
+            "medvitlib.notebooks",
+            self.notebook,
+            self.unfinished,
+            json.dumps(self.parameters),
+        ]
         self.begun = time.monotonic()
         with self.log.open("wb") as log:
             # a session of its own: Ctrl-C reaches the parent alone, which then ends the children in order
@@ -70,13 +86,15 @@ class Job:
 
     def finish(self, result: str | None = None) -> None:
         self.seconds = time.monotonic() - self.begun
-        self.result = result or failure(self.output, self.process.returncode, self.log) or "ok"
+        self.result = result or failure(self.unfinished, self.process.returncode, self.log) or "ok"
         self.progress.unlink(missing_ok=True)
         if self.result == "ok":
             self.log.unlink(missing_ok=True)
+            os.replace(self.unfinished.with_suffix(".html"), self.html)
+            os.replace(self.unfinished, self.output)
 
     def status(self) -> str:
-        cells = code_cells(self.output)
+        cells = code_cells(self.unfinished)
         where = f"cell {started(cells)}/{len(cells)}" if cells else "starting"
         detail = self.progress.read_text(errors="replace").strip() if self.progress.is_file() else ""
         line = f"{self.notebook.stem}: {where}, {time.monotonic() - self.begun:.0f} s"
@@ -155,7 +173,7 @@ def report(job: Job) -> list[str]:
     return [
         f"{job.notebook.stem}: FAILED after {job.seconds:.0f} s",
         textwrap.indent(job.result, "  "),
-        f"  partial output: {job.output}",
+        f"  partial output: {job.unfinished}",
         f"  log: {job.log}",
     ]
 
@@ -165,7 +183,8 @@ def table(jobs: list[Job]) -> str:
     rows = [("notebook", "seconds", "result", "output", "html")]
     for job in jobs:
         result = job.result if job.result in ("ok", "not started", "interrupted") else "FAILED"
-        files = [str(path) if path.is_file() else "-" for path in (job.output, job.html)]
+        output = job.output if result == "ok" else job.unfinished
+        files = [str(path) if path.is_file() else "-" for path in (output, output.with_suffix(".html"))]
         rows.append((job.notebook.stem, f"{job.seconds:.1f}", result, *files))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
@@ -201,6 +220,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, metavar="DIR", help="where outputs go (default: runs/notebooks/PROFILE)")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="notebooks to execute at once (default: 1)")
     parser.add_argument("--freeze", action="store_true", help="execute in place, with defaults, for committing")
+    parser.add_argument("--measure", action="store_true",
+                        help="with --freeze: measure the tolerances of the figures first")  # fmt: skip
     parser.add_argument("--relative-to", type=Path, default=Path(), help=argparse.SUPPRESS)  # the caller's folder
     parser.add_argument("--check", action="store_true", help=argparse.SUPPRESS)  # the options, before an installation
     options = parser.parse_args(argv)
@@ -221,11 +242,11 @@ def main(argv: list[str] | None = None) -> int:
             signal.signal(name, signal.default_int_handler)
     try:
         notebooks = discover(project_root() / "notebooks", options.only)
-        chosen = choose_parameters(notebooks, options.profile, options.parameters)
+        chosen = choose_parameters(notebooks, options.profile, options.parameters, options.relative_to)
         if options.check:
             return 0
         if options.freeze:
-            return freeze_all(notebooks)
+            return freeze_all(notebooks, options.measure)
         default = runs_dir() / "notebooks" / options.profile
         out = prepare_output((options.relative_to / options.out).absolute() if options.out else default)
     except MedvitError as error:
@@ -240,13 +261,22 @@ def main(argv: list[str] | None = None) -> int:
     return 130 if not complete else 1 if failed else 0
 
 
-def freeze_all(notebooks: list[Path]) -> int:
-    """Execute notebooks in place, as a clone without data of its own would."""
+def freeze_all(notebooks: list[Path], measured: bool) -> int:
+    """Execute notebooks in place, as a clone without data, runs and cache of its own would.
+
+    Args:
+        measured: measure the tolerances of their figures first, which takes about eight times as long.
+    """
     os.environ["MEDVIT_PROGRESS"] = os.devnull
     os.environ.pop("MEDVIT_DATA", None)
     for notebook in notebooks:
         begun = time.monotonic()
-        freeze(notebook)
+        if measured:
+            measure(notebook)
+        command = [sys.executable, "-m", "medvitlib.notebooks", "--freeze", str(notebook)]
+        if subprocess.run([sys.executable, "-m", "medvitlib.tools.arithmetics", "native", *command]).returncode:
+            print(f"{notebook.name}: FAILED, and left as it was", file=sys.stderr)
+            return 1
         print(f"{notebook.name}: frozen, {time.monotonic() - begun:.0f} s", flush=True)
     return 0
 

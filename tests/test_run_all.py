@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[1]
 STAND_IN = """#!/usr/bin/env bash
 echo "$* | THREADS=${OMP_NUM_THREADS:-} DATA=${MEDVIT_DATA:-}" >>"$CALLS"
 [[ -n ${FAIL:-} && "$*" == *$FAIL* ]] && exit 3
+[[ "$*" == *arithmetics\\ --names ]] && printf 'native\\nsse\\n'
 [[ "$1 $2" == "-m venv" ]] && mkdir -p "$3/bin" && cp "$0" "$3/bin/python"
 exit 0
 """
@@ -105,30 +106,46 @@ def test_help_makes_nothing(project):
 
 def test_an_unknown_command_makes_nothing(project):
     status, printed, _ = run(project, "tests")
-    assert status == 1 and "there are: test, lab" in printed and not (project / ".venv").exists()
+    assert status == 1 and "there are: install, test, lab" in printed and not (project / ".venv").exists()
 
 
 def test_every_stage_of_the_tests_runs_and_one_failure_fails_them(project):
     status, printed, calls = run(project, "test", "-k", "x", MEDVIT_DATA="/data")
     assert status == 0 and "all passed" in printed.splitlines()[-1]
     stages = [call for call in calls if " ruff " in call or " pytest" in call]
+    nbval = f"{project}/.venv/bin/python -m pytest --nbval --nbval-current-env notebooks"
     assert [call.split(" | ")[0] for call in stages] == [
         "-m ruff check .",
         "-m ruff format --check .",
         "-m pytest -n auto --maxprocesses 4 --dist loadfile -k x",
-        "-m pytest --nbval --nbval-current-env notebooks",
+        f"-m medvitlib.tools.arithmetics native {nbval}",
+        f"-m medvitlib.tools.arithmetics sse {nbval}/0[189]_*.ipynb",  # no notebook is here that this could name
     ]
-    assert [call.split("DATA=")[1] for call in stages[2:]] == ["/data", ""]  # notebooks see no data of the user's
+    assert [call.split("DATA=")[1] for call in stages[2:]] == ["/data", "", ""]  # notebooks see no data of the user's
     status, printed, again = run(project, "test", "-k", "x", MEDVIT_DATA="/data", FAIL="ruff check")
     assert status == 1 and "FAILED" in printed.splitlines()[-1]
     assert stages == [call for call in again if " ruff " in call or " pytest" in call] and not installs(again)
 
 
+def test_the_portable_tests_run_the_notebooks_in_every_arithmetic_and_nothing_else(project):
+    status, printed, calls = run(project, "test", "--portable", FAIL="arithmetics sse")
+    assert status == 1 and "FAILED" in printed.splitlines()[-1]
+    assert [call.split()[2] for call in calls if " pytest " in call] == ["native", "sse"]
+    assert not [call for call in calls if " ruff " in call]
+
+
 def test_the_tests_workers_have_a_thread_each_unless_told_otherwise(project):
-    for chosen, threads in (({}, ["1", ""]), ({"OMP_NUM_THREADS": "2"}, ["2", "2"])):
+    for chosen, threads in (({}, ["1", "", ""]), ({"OMP_NUM_THREADS": "2"}, ["2", "2", "2"])):
         calls = run(project, "test", **chosen)[2]
         found = [call.split("THREADS=")[1].split(" ")[0] for call in calls if "-m pytest" in call]
         assert found == threads  # pytest's, then those of the notebooks, which run one after the other
+
+
+def test_install_installs_and_runs_nothing(project):
+    status, shown, calls = run(project, "install")
+    assert status == 0 and len(installs(calls)) == 1 and "train --example" in shown
+    assert [call.split()[1] for call in calls if " -m " in f" {call}"][-1] == "medvitlib.cli"
+    assert not any(f"-m {module}" in call for call in calls for module in ("medvitlib.runner", "pytest"))
 
 
 def test_only_the_tests_install_the_development_packages(project):

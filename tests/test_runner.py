@@ -111,10 +111,11 @@ def test_notebooks_at_once_share_the_cores(finished):
 def test_a_failure_names_its_reason_and_keeps_the_partial_output(finished, stem, reason):
     _, printed, out = finished
     assert reason in printed
-    assert str(out / f"{stem}.ipynb") in printed
-    assert ("before" in outputs(out / f"{stem}.ipynb")) == (stem != "04_exits")
-    assert LAST[7:-2] not in outputs(out / f"{stem}.ipynb")
-    assert "<html" in (out / f"{stem}.html").read_text()
+    partial = out / f"{stem}.unfinished.ipynb"
+    assert str(partial) in printed and not (out / f"{stem}.ipynb").exists()
+    assert ("before" in outputs(partial)) == (stem != "04_exits")
+    assert LAST[7:-2] not in outputs(partial)
+    assert "<html" in partial.with_suffix(".html").read_text()
     assert (out / f"{stem}.log").is_file()
 
 
@@ -122,9 +123,38 @@ def test_a_success_leaves_the_notebook_and_its_html_alone(finished):
     assert sorted(p.name for p in finished[2].glob("01*")) == ["01_passes.html", "01_passes.ipynb"]
 
 
+def test_a_failure_leaves_the_output_of_an_earlier_run(project):
+    notebook, out = project / "notebooks/06_fails_later.ipynb", project / "later"
+    write_notebook(notebook, LAST)
+    try:
+        assert run(project, "--only", "06", "--out", "later")[0] == 0
+        good = [(out / f"06_fails_later{ending}").read_bytes() for ending in (".ipynb", ".html")]
+        write_notebook(notebook, "raise ValueError('now')")
+        status, printed = run(project, "--only", "06", "--out", "later")
+        assert status == 1 and "06_fails_later.unfinished.ipynb" in printed
+        assert good == [(out / f"06_fails_later{ending}").read_bytes() for ending in (".ipynb", ".html")]
+        write_notebook(notebook, LAST)
+        assert run(project, "--only", "06", "--out", "later")[0] == 0
+        assert sorted(path.name for path in out.iterdir()) == ["06_fails_later.html", "06_fails_later.ipynb"]
+    finally:
+        notebook.unlink()
+
+
+def test_paths_are_relative_to_the_callers_folder(tmp_path):
+    write_notebook(
+        tmp_path / "01_x.ipynb", parameters='data: str = ""  # folder\nout: str = ""  # page\nname: str = ""  # run'
+    )
+    (tmp_path / "mine").mkdir()
+    given = [("data", "mine"), ("out", "page.html"), ("name", "mine")]
+    (found,) = choose_parameters([tmp_path / "01_x.ipynb"], "quick", given, tmp_path)
+    assert found == {"data": str(tmp_path / "mine"), "out": str(tmp_path / "page.html"), "name": "mine"}
+    (found,) = choose_parameters([tmp_path / "01_x.ipynb"], "quick", [("data", "chest_xray")], tmp_path)
+    assert found["data"] == "chest_xray"  # a set's name
+
+
 def test_an_interrupted_run_ends_its_children_and_still_prints_the_table(project):
     process = start(project, "--only", "05", "--out", "interrupted")
-    output = project / "interrupted/05_sleeps.ipynb"
+    output = project / "interrupted/05_sleeps.unfinished.ipynb"
     deadline = time.monotonic() + 40
     while time.monotonic() < deadline and not (output.is_file() and "before\\n" in output.read_text()):
         time.sleep(0.2)
@@ -181,7 +211,7 @@ def test_the_options_can_be_checked_alone(project):
 
 def test_outputs_go_below_the_callers_folder(project, tmp_path):
     run(project, "--only", "04", "--relative-to", str(tmp_path), "--out", "mine")
-    assert (tmp_path / "mine/04_exits.ipynb").is_file()
+    assert (tmp_path / "mine/04_exits.unfinished.ipynb").is_file()
 
 
 def test_parameters_are_read_with_type_default_and_help(project):

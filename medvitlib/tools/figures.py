@@ -27,8 +27,9 @@ RECORD = "MEDVIT_FIGURES"
 """Environment variable: a file to write the figures to, in place of comparing them."""
 FACTOR = 4.0  # a tolerance is this many times the spread that was measured
 SMALLEST = 0.002  # tolerance, where the spread is less: figures are shown with three decimals
-LARGEST = 0.1  # what would need more is not compared: it says nothing
+LARGEST = 0.1  # in units of the figure where that is more than 1; what would need more is not compared: it says nothing
 NEAR = 0.001  # an image this near to a threshold may be decided otherwise on another processor
+DECISIONS = ", decisions"  # ends the name of the group of a report's figures that depend on a threshold
 SCORES = ("auroc", "auprc", "brier", "nll", "ece", "auroc_macro", "auprc_macro")  # they depend on no threshold
 
 
@@ -59,7 +60,7 @@ class Figures:
             scores = {name: row for name, row in rows.items() if name.split()[0] in SCORES}
             self.found |= {
                 group: scores,
-                f"{group}, decisions": {name: rows[name] for name in rows if name not in scores},
+                f"{group}{DECISIONS}": {name: rows[name] for name in rows if name not in scores},
             }
         else:
             self.found.setdefault(group, {}).update(_flat(content))
@@ -134,7 +135,8 @@ def tolerances(recorded: dict[str, dict], parameters: dict) -> dict:
     """The table to commit, from the figures of several arithmetics.
 
     The tolerance of a group is `FACTOR` times the largest difference that any of its figures showed, in units of the
-    figure's size where that is more than 1, and never less than `SMALLEST`.
+    figure's size where that is more than 1, and never less than `SMALLEST`. The decisions of a report are compared only
+    where its scores hardly differ: else an image may change sides on a processor that was not measured.
 
     Args:
         recorded: arithmetic -> what `check` recorded in it; the first one gives the values.
@@ -142,19 +144,24 @@ def tolerances(recorded: dict[str, dict], parameters: dict) -> dict:
     """
     first, *others = recorded.values()
     table = {"parameters": parameters, "measured in": list(recorded), "figures": {}, "not compared": {}}
+    chosen: dict[str, float] = {}
     for group, rows in first.items():
         everywhere = {name: row for name, row in rows.items() if all(name in other.get(group, {}) for other in others)}
         spread = 0.0
         for name, (value, _) in everywhere.items():
             largest = max((abs(other[group][name][0] - value) for other in others), default=0.0)
             spread = max(spread, largest / max(1, abs(value)))
-        tolerance = max(FACTOR * spread, SMALLEST)
-        if tolerance > LARGEST:
+        tolerance = chosen[group] = max(FACTOR * spread, SMALLEST)
+        scores = chosen.get(group.removesuffix(DECISIONS)) if group.endswith(DECISIONS) else None
+        if scores is not None and scores > SMALLEST:
+            table["not compared"][group] = "the scores differ between arithmetics"
+        elif tolerance > LARGEST:
             table["not compared"][group] = f"differs by up to {spread:.2g} between arithmetics"
         else:
             table["figures"][group] = {
                 _named(group, name): [_rounded(value), _rounded(tolerance * max(1, abs(value)) + slack)]
                 for name, (value, slack) in everywhere.items()
+                if tolerance * max(1, abs(value)) + slack <= LARGEST * max(1, abs(value))
             }
     return table
 

@@ -94,7 +94,7 @@ def test_a_cluster_stops_them_and_a_notebook_goes_on(tmp_path, capsys):
     updates = position["epoch"] * 5 + position["step"]  # of 45 images in tens
     assert {int(of_one["step"]) for of_one in state["optimizer"]["state"].values()} == {updates}
 
-    run = launch.launch(path, processes=2, resume=True)
+    run = launch.launch(path, processes=2)
     assert run.folder == runs_dir() / "stopped" and run.metrics["epoch"].tolist() == list(range(1, 21))
     assert (run.folder / "report.json").is_file()
     said = capsys.readouterr().out

@@ -3,7 +3,7 @@
 #   ./run_all.sh [OPTIONS]   makes .venv, installs, executes every notebook (OPTIONS: ./run_all.sh --help)
 #   ./run_all.sh test        the same set-up, then ruff, pytest, and the notebooks against their committed outputs
 #   ./run_all.sh install     the same set-up, and nothing else
-#   ./run_all.sh test --portable     the notebooks alone, in every arithmetic of this machine (medvitlib.tools.arithmetics)
+#   ./run_all.sh test --portable     the notebooks alone: on folders of one's own, and in every arithmetic of this machine
 #   ./run_all.sh lab         the same set-up, then JupyterLab on the notebooks
 # Safe to run again: what is installed and fetched is left alone, and an interrupted installation is taken up.
 # MEDVIT_VENV names another folder than .venv.
@@ -105,6 +105,7 @@ finish() {
 run_portable() {
     trap 'exit 130' INT
     local name
+    stage "own folders" env MEDVIT_BOTH_FOLDERS=1 "$python" -m pytest -q tests/test_own_folders.py
     for name in $("$python" -m medvitlib.tools.arithmetics --names); do
         stage "notebooks, $name" check_notebooks "$name" notebooks
         stages[-1]+="  $("$python" -m medvitlib.tools.arithmetics "$name" || true)"

@@ -130,7 +130,7 @@ def test_every_stage_of_the_tests_runs_and_one_failure_fails_them(project):
 def test_the_portable_tests_run_the_notebooks_in_every_arithmetic_and_nothing_else(project):
     status, printed, calls = run(project, "test", "--portable", FAIL="arithmetics sse")
     assert status == 1 and "FAILED" in printed.splitlines()[-1]
-    assert [call.split()[2] for call in calls if " pytest " in call] == ["native", "sse"]
+    assert [call.split()[2] for call in calls if " pytest " in call] == ["-q", "native", "sse"]
     assert not [call for call in calls if " ruff " in call]
 
 

@@ -70,10 +70,8 @@ def audit(options: argparse.Namespace) -> int:
     from medvitlib.data import open_dataset
 
     rendered = {"leaky": True} if options.leaky else {}
-    chosen = {"positive": options.positive, "groups": options.groups, "image_size": options.size}
-    if options.layout:
-        chosen["layout"] = options.layout
-    ds = open_dataset(options.data, **chosen, max_bad=0.5, **rendered)
+    chosen = {"positive": options.positive, "groups": options.groups, "layout": options.layout}
+    ds = open_dataset(options.data, image_size=options.size, **chosen, max_bad=0.5, **rendered)
     found = audit(ds, weights=None if options.no_network else "auto")
     print(found)
     print(f"\nPictures and audit.json: {found.save(options.out)}")

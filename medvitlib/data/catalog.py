@@ -64,12 +64,14 @@ def open_dataset(
     """
     size = height_and_width(image_size)
     if str(source).lower().startswith("phantom/"):
-        if groups is not None or root is not None:
-            raise DataError(f"{source} is rendered: it takes no groups or root. It takes {phantoms.options()}.")
+        if groups is not None or root is not None or layout is not None:
+            raise DataError(f"{source} is rendered: it takes no groups, root or layout. It takes {phantoms.options()}.")
         return phantoms.render(str(source).lower(), size, positive=positive, **options)
     if not 0 <= max_bad <= 1:
         raise DataError(f"max_bad={max_bad}: expected a share between 0 and 1.")
     opened = _opened(source, size, root, positive, options, layout)
+    if layout is not None and opened.whole:
+        raise DataError(f"layout={layout!r} is for a folder; {opened.name} has none.")
     listing, hashes, decoded = opened.listing, opened.hashes, opened.decoded
     clashes = _filed_twice(listing.samples, hashes)
     if opened.whole and clashes:

@@ -149,7 +149,7 @@ def _from_csv(listing: Listing, path: Path, must_match: bool) -> list[str] | Non
     files = [os.path.abspath(sample.path) for sample in listing.samples]
     for folder in (path.parent, listing.folder):
         listed: dict[str, str] = {}
-        for name, place, group in zip(names, find_files(folder, names)[0], groups, strict=True):
+        for name, place, group in zip(names, find_files(folder, names, most_dropped=0)[0], groups, strict=True):
             if listed.setdefault(os.path.abspath(place), group) != group:
                 raise DataError(f"{path} gives {name} two groups, {listed[os.path.abspath(place)]!r} and {group!r}.")
         missing = [sample.id for sample, own in zip(listing.samples, files, strict=True) if own not in listed]

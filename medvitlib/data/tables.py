@@ -123,20 +123,20 @@ def known_group(value: object) -> str:
     return "" if text.lower() in UNKNOWN else text
 
 
-def find_files(folder: Path, names: list[str]) -> tuple[list[Path], list[str]]:
+def find_files(folder: Path, names: list[str], most_dropped: int = 3) -> tuple[list[Path], list[str]]:
     r"""Return where the files of a table are, and notes on how its names were understood.
 
     A name is tried as it is; with `\` as `/`; composed and decomposed (é is one or two characters); with an ending
     where it has none; and without its first folders, as many as the first name asks for. One that is not found stays.
+
+    Args:
+        most_dropped: first folders that may be left out; 0 where the table may be about another set.
     """
-    notes, places = [], {}
-    variants = [_Names(folder, drop) for drop in range(4)]
+    notes = []
+    variants = [_Names(folder, drop) for drop in range(most_dropped + 1)]
     first = names[0] if names else ""
     chosen = next((one for one in variants if one.find(first)), variants[0])
-    found = []
-    for name in names:
-        place = places.setdefault(name, chosen.find(name) or folder / name)
-        found.append(place)
+    found = [chosen.find(name) or folder / name for name in names]
     if chosen.drop:
         dropped = "/".join(first.replace("\\", "/").split("/")[: chosen.drop])
         notes.append(f"paths in the table start with {dropped}/, which is not here: they were read without it.")

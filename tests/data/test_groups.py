@@ -222,3 +222,11 @@ def test_patients_of_dicom_files_are_read_from_their_headers(tmp_path):
     found = {sample.path.name: sample.group for sample in listing.samples}
     assert not known and [found[f"IM{k:04d}"] for k in range(6)] == [f"patient {k // 3}" for k in range(6)]
     assert "patients were read from the DICOM headers (PatientID)." in listing.notes
+
+
+def test_a_table_above_about_another_set_says_nothing_about_this_one(tmp_path, write_image):
+    """Its paths, without their first folder, would be files of this set."""
+    folder = write_all(tmp_path / "ours", [f"{c}/img_{k}.png" for c in "ab" for k in range(3)], write_image)
+    lines = [f"theirs/{c}/img_{k}.png,p{k}" for c in "ab" for k in range(3)]
+    (tmp_path / "manifest.csv").write_text("\n".join(["path,group", *lines]))
+    assert not groups_of(folder)[1]

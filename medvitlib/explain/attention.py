@@ -14,6 +14,7 @@ from torch import nn
 
 from medvitlib.errors import DataError, ExplanationError
 from medvitlib.explain.borrowed import borrowed
+from medvitlib.explain.inputs import unwrapped
 from medvitlib.explain.maps import AttentionMaps, LayerMaps
 
 READABLE = "this library's Vision Transformers, and timm's ViT, DeiT, DINOv2, BEiT, Swin and SwinV2"
@@ -43,7 +44,7 @@ def attention_maps(model: nn.Module, images: torch.Tensor) -> AttentionMaps:
             f"images of {images.dtype} and shape {tuple(images.shape)}: a floating batch (B, C, height, width) is "
             "expected. Give medvitlib.data.normalise(batch, model.preprocessing)."
         )
-    model = getattr(model, "_orig_mod", model)  # a compiled model would be compiled anew for the hooks
+    model = unwrapped(model)
     parameter = next(model.parameters(), images)
     images = images.to(device=parameter.device, dtype=parameter.dtype)
     with borrowed(model) as handles, torch.no_grad():

@@ -13,7 +13,7 @@ from torch import nn
 
 from medvitlib.errors import ExplanationError
 from medvitlib.explain.borrowed import borrowed
-from medvitlib.explain.inputs import as_targets, checked
+from medvitlib.explain.inputs import as_targets, checked, unwrapped
 from medvitlib.explain.layers import default_layer, on_grid
 from medvitlib.explain.maps import upsample
 
@@ -110,9 +110,9 @@ def _cam(
     needs_gradient: bool = True,
 ) -> torch.Tensor:
     """A map of each image, from what the layer gave and the gradient that came back to it."""
-    model = getattr(model, "_orig_mod", model)  # a compiled model would be compiled anew for the hooks
+    model = unwrapped(model)
     images = checked(model, images)
-    usual = default_layer(model)
+    usual = default_layer(model, tuple(images.shape[-2:]))
     name = layer or usual
     module = _module(model, name, usual)
     seen: list[torch.Tensor] = []

@@ -12,6 +12,14 @@ LARGEST = 20.0
 """What no normalised image reaches, and one from 0 to 255 does, if anything is in it."""
 
 
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model in DataParallel, DistributedDataParallel or torch.compile, whose hooks would see parts of a batch, or
+    compile it anew."""
+    while isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel) or hasattr(model, "_orig_mod"):
+        model = model._orig_mod if hasattr(model, "_orig_mod") else model.module
+    return model
+
+
 def checked(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
     """The images where the model is.
 

@@ -9,7 +9,7 @@ from torch import nn
 from medvitlib.errors import ExplanationError
 from medvitlib.explain.borrowed import borrowed
 from medvitlib.explain.gradcam import stretched
-from medvitlib.explain.inputs import as_targets, checked
+from medvitlib.explain.inputs import as_targets, checked, unwrapped
 
 
 def occlusion(
@@ -33,7 +33,7 @@ def occlusion(
         fill: what covers, in normalised units: 0 is the mean colour of the data the weights were made from.
         batch_size: covered images at a time.
     """
-    model = getattr(model, "_orig_mod", model)
+    model = unwrapped(model)
     images = checked(model, images)
     height, width = images.shape[-2:]
     stride = max(1, int(window) // 2) if stride is None else stride
@@ -100,7 +100,7 @@ def attributions(
     """
     if not isinstance(steps, int) or steps < 1:
         raise ExplanationError(f"steps={steps!r}: expected a whole number, 1 or more; 50 is usual.")
-    model = getattr(model, "_orig_mod", model)
+    model = unwrapped(model)
     images = checked(model, images)
     try:
         start = torch.as_tensor(baseline, device=images.device, dtype=images.dtype).expand_as(images)

@@ -10,7 +10,7 @@ from medvitlib.errors import ExplanationError
 from medvitlib.explain.attention import attention_maps
 from medvitlib.explain.borrowed import borrowed
 from medvitlib.explain.gradcam import stretched
-from medvitlib.explain.inputs import as_targets, checked
+from medvitlib.explain.inputs import as_targets, checked, unwrapped
 from medvitlib.explain.layers import grid_of
 from medvitlib.explain.maps import upsample
 from medvitlib.explain.rollout import rollout
@@ -42,7 +42,7 @@ def relevance(model: nn.Module, images: torch.Tensor, target: int | Sequence[int
         DataError: images that are no normalised batch.
         ExplanationError: an unknown class, or a model whose attention is not one map of all tokens a layer and head.
     """
-    model = getattr(model, "_orig_mod", model)
+    model = unwrapped(model)
     images = checked(model, images)
     found: list[torch.Tensor] = []
     with borrowed(model) as handles, torch.enable_grad():

@@ -58,15 +58,18 @@ def _parser() -> argparse.ArgumentParser:
     tidy.add_argument("--weights", action="store_true", help="the fetched pretrained weights, too")
     tidy.add_argument("--yes", action="store_true", help="do not ask")
     tidy.add_argument("--dry-run", action="store_true", help="show them, and remove nothing")
-    add(top, "data", commands.data, "list the data roots and every known set: here or not, licence, citation, source")
+    sets = add(top, "data", commands.data, "list the known sets and where they come from; or describe a folder")
+    actions = sets.add_subparsers(metavar="ACTION")
+    told = add(actions, "describe", commands.describe, "print how a folder or table of images is understood")
+    told.add_argument("data", metavar="PATH", help="a folder of class folders, a manifest, a .npz, or a set's name")
+    told.add_argument("--html", metavar="FILE", help="write a page with thumbnails there, too")
+    _data_options(told)
     get = add(top, "fetch", commands.fetch, "download a known set, unless it is on disk")
     get.add_argument("name", metavar="NAME", help="as `medvit data` lists it")
     check = add(top, "audit", commands.audit, "copies, leaks, shortcuts and doubtful labels of a data set")
     check.add_argument("data", metavar="PATH", help="a folder of class folders, a manifest, a .npz, or a set's name")
     check.add_argument("--size", type=int, default=224, help="pixels a side (default: 224)")
-    check.add_argument("--positive", metavar="CLASS", help="the positive one of two classes")
-    check.add_argument("--groups", metavar="CSV", help="which images belong together: a CSV, a pattern or its name")
-    check.add_argument("--layout", help="of a folder that has two readings: CLASS or '*/CLASS'")
+    _data_options(check, max_bad=0.5)
     check.add_argument("--out", metavar="DIR", help="where the pictures and the JSON go (default: runs/audit-NAME)")
     check.add_argument("--no-network", action="store_true", help="without pretrained features, on thumbnails")
     check.add_argument("--leaky", action="store_true", help="of a rendered set (phantom/...): with leaks put in")
@@ -83,10 +86,8 @@ def _parser() -> argparse.ArgumentParser:
         choices=("test", "val", "train", "all"),
         help="official, or of the run's own split (default: official test, or all)",
     )
-    score.add_argument("--positive", metavar="CLASS", help="of several findings an image, the one to tell")
     score.add_argument("--classes", metavar="A,B", help="MODEL is a converted checkpoint: its classes, in order")
-    score.add_argument("--groups", metavar="CSV", help="which images belong together: a CSV, a pattern or its name")
-    score.add_argument("--layout", help="of a folder that has two readings: CLASS or '*/CLASS'")
+    _data_options(score, window=False)  # that of the training counts
     score.add_argument(
         "--ordered",
         nargs="?",
@@ -151,6 +152,28 @@ def _parser() -> argparse.ArgumentParser:
     change.add_argument("--as", metavar="NAME", dest="name", help="a model of timm or torchvision that it must fit")
     change.add_argument("--take", metavar="KEY", help="which of several state dicts, such as state_dict_ema")
     return parser
+
+
+def _data_options(command: argparse.ArgumentParser, window: bool = True, max_bad: float = 0.05) -> None:
+    """What `open_dataset` needs to be told where a folder does not say it."""
+    command.add_argument("--positive", metavar="CLASS", help="the positive one of two classes, or of several findings")
+    command.add_argument("--groups", metavar="CSV", help="which images belong together: a CSV, a pattern or its name")
+    command.add_argument("--metadata", metavar="CSV", help="what else is known of each image: a path and other columns")
+    share = f"of unusable files that may be left out (default: {max_bad})"
+    command.add_argument("--max-bad", type=float, default=max_bad, metavar="SHARE", help=share)
+    command.add_argument(
+        "--assume",
+        "--layout",
+        dest="layout",
+        metavar="LAYOUT",
+        help="of a folder that has two readings: CLASS (its folders are the classes) or '*/CLASS' (those in them are)",
+    )
+    if window:
+        command.add_argument(
+            "--window",
+            metavar="LOW,HIGH",
+            help="of more than 8 bits, the values shown as black and as white (default: each image's own)",
+        )
 
 
 def _version() -> str:

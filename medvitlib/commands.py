@@ -11,6 +11,9 @@ from pathlib import Path
 
 from medvitlib.errors import MedvitError, printable
 
+DESCRIBED = 96
+"""Pixels a side at which a set is opened to be described."""
+
 
 def doctor(options: argparse.Namespace) -> int:
     from medvitlib.doctor import examine, render
@@ -58,6 +61,31 @@ def data(options: argparse.Namespace) -> int:
     return 0
 
 
+def describe(options: argparse.Namespace) -> int:
+    from medvitlib.data import open_dataset
+    from medvitlib.data.describe import page
+    from medvitlib.errors import MedvitError
+
+    ds = open_dataset(options.data, image_size=DESCRIBED, **_opening(options))
+    if not ds.about:  # rendered
+        print(ds)
+    if options.html:
+        try:
+            Path(options.html).write_text(page(ds), encoding="utf-8")
+        except OSError as error:
+            raise MedvitError(f"{options.html} cannot be written: {error.strerror}.") from None
+        print(f"with thumbnails: {options.html}")
+    return 0
+
+
+def _opening(options: argparse.Namespace) -> dict:
+    """What was asked of `open_dataset` (`cli._data_options`)."""
+    chosen = {name: getattr(options, name) for name in ("positive", "groups", "layout", "metadata", "max_bad")}
+    if window := getattr(options, "window", None):
+        chosen["window"] = window.split(",")
+    return chosen
+
+
 def fetch(options: argparse.Namespace) -> int:
     from medvitlib.data.sources.fetching import fetch
 
@@ -70,8 +98,7 @@ def audit(options: argparse.Namespace) -> int:
     from medvitlib.data import open_dataset
 
     rendered = {"leaky": True} if options.leaky else {}
-    chosen = {"positive": options.positive, "groups": options.groups, "layout": options.layout}
-    ds = open_dataset(options.data, image_size=options.size, **chosen, max_bad=0.5, **rendered)
+    ds = open_dataset(options.data, image_size=options.size, **_opening(options), **rendered)
     found = audit(ds, weights=None if options.no_network else "auto")
     print(found)
     print(f"\nPictures and audit.json: {found.save(options.out)}")
@@ -117,8 +144,7 @@ def evaluate(options: argparse.Namespace) -> int:
     folder = Path(options.model) if given else model_folder(options.model)
     _, info = load_converted(folder, **given, quiet=True) if given else load_model(folder)
     size = tuple(info["preprocessing"]["image_size"])
-    chosen = {"positive": options.positive, "groups": options.groups, "layout": options.layout}
-    ds = open_dataset(options.data, image_size=size, **chosen)
+    ds = open_dataset(options.data, image_size=size, window=info["preprocessing"].get("window"), **_opening(options))
     part = options.part or ("test" if (ds.splits == "test").any() else "all")
     official = (ds.splits != "").any()
     ds = own_part(folder, ds, part)

@@ -16,6 +16,7 @@ import pandas as pd
 import torch
 
 from medvitlib.data import Dataset, Split
+from medvitlib.data.transforms import Preprocessing
 from medvitlib.errors import EvaluationError, MedvitError
 from medvitlib.evaluation.calibration import apply_temperature
 from medvitlib.evaluation.conformal import NotCalibrated, conformal
@@ -213,6 +214,11 @@ def _as_trained(dataset: Dataset, info: dict, folder: str | Path) -> Dataset:
         raise EvaluationError(
             f"The model in {folder} tells apart {', '.join(info['classes'])}; the data set {dataset.name!r} has "
             f"{', '.join(dataset.classes)}. Rename the class folders (or labels), or take a model made for these."
+        )
+    if dataset.files is not None and dataset.window != (trained := Preprocessing(**info["preprocessing"]).window):
+        raise EvaluationError(
+            f"The model in {folder} was trained with window={trained}, and {dataset.name!r} was opened with "
+            f"window={dataset.window}: open it as the training did."
         )
     if dataset.classes != info["classes"]:
         dataset = dataset.of_classes(info["classes"])

@@ -35,6 +35,8 @@ data:
   # groups: my_images/groups.csv  # which images belong to which patient: a CSV, or a pattern of the file names
   # max_bad: 0.05               # share of the images that may be unusable
   # layout: "*/CLASS"           # of a folder that has two readings: CLASS, or */CLASS (folds or hospitals above)
+  # metadata: my_images/about.csv  # what else is known of each image: a path, and columns such as sex or scanner
+  # window: [0, 4095]           # of images of more than 8 bits, the values shown as black and as white
   rendered: {n_patients: 100}   # options of a rendered set only
 
 split: {val: 0.2, test: 0.2, seed: 0, by: groups}  # by: groups, clusters (of near-duplicates) or images
@@ -57,7 +59,7 @@ evaluate: {target_recall: 0.95, coverage: 0.9, alarms: 0.05}
 KEYS = {
     "data": {
         **{"name": str, "image_size": object, "positive": str, "groups": str},
-        **{"max_bad": float, "layout": str, "rendered": dict},
+        **{"max_bad": float, "layout": str, "metadata": str, "window": object, "rendered": dict},
     },
     "split": {"val": float, "test": float, "seed": int, "by": str},
     "model": {"name": str, "weights": str, "pool": str, "options": dict, "adapter": dict},
@@ -100,7 +102,7 @@ def open_parts(asked: dict[str, Any], quiet: bool = False, like: Split | None = 
     """The data that a file asks for, cut as it says, or as `like` is, with a word on it."""
     data = dict(asked["data"])
     with _judged("data"):
-        ds = open_dataset(data.pop("name"), **data.pop("rendered", {}), **data)
+        ds = open_dataset(data.pop("name"), quiet=quiet, **data.pop("rendered", {}), **data)
         parts = same_split(like, ds) if like else split(ds, **asked["split"])
     if not quiet:
         print(ds, printable(parts.table().to_string(), keep="\n"), *parts.notes, sep="\n")

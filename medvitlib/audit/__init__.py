@@ -208,7 +208,8 @@ def audit(ds: Dataset, *, weights: str | None = "auto", n_boot: int = 500) -> Au
             cuts[key] = measures.folds(ds.labels, together[name])
 
     baselines: dict[str, Estimate | str] = {}
-    for name, x in measures.shortcut_features(cells, colours, files).items():
+    shortcuts = measures.shortcut_features(cells, colours, files) | measures.metadata_features(ds)
+    for name, x in shortcuts.items():
         p = None if isinstance(x, str) else measures.out_of_fold(x, ds.labels, cuts[keys["by unit"]])
         why = x if isinstance(x, str) else f"a class has fewer than {measures.FOLDS} independent units"
         baselines[name] = why if p is None else measures.figures(ds, p, units, n_boot)["auroc"]

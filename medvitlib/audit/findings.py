@@ -40,6 +40,7 @@ def findings(audit: "Audit") -> list[Finding]:
         *_effective_size(audit),
         *_labels(audit),
         *_files(audit),
+        *_headers(audit),
     ]
     return sorted(found, key=lambda finding: -finding.weight)
 
@@ -156,6 +157,10 @@ _MEANS = {
     "border ring": "markers, frames or positioning differ between the classes. A model may use that, not the disease",
     "centre masked": "expected where the disease lies off the centre, a shortcut where it does not",
 }
+_METADATA = (
+    "the classes differ in it. What a model can see of it (a scanner's noise, a bed in the picture) it may use, not "
+    "the disease; compare within its values"
+)
 
 
 def _shortcuts(audit: "Audit") -> list[Finding]:
@@ -164,7 +169,7 @@ def _shortcuts(audit: "Audit") -> list[Finding]:
         if not isinstance(estimate, Estimate) or not estimate.low > NOTABLE:
             continue
         share = 1 if name == "centre masked" else 2  # half of the first may be the disease itself
-        text = f"{name.capitalize()} alone reaches AUROC {estimate}: {_MEANS[name]}."
+        text = f"{name[0].upper()}{name[1:]} alone reaches AUROC {estimate}: {_MEANS.get(name, _METADATA)}."
         found.append(Finding(share * (estimate.low - CHANCE), text))
     return found
 
@@ -213,3 +218,24 @@ def _files(audit: "Audit") -> list[Finding]:
     if not (bad := audit.dataset.quarantine):
         return []
     return [Finding(0.0, f"Left out: {some(len(bad), 'file')}, the first {bad[0].path}: {bad[0].reason}.")]
+
+
+def _headers(audit: "Audit") -> list[Finding]:
+    """What DICOM headers say of the pictures."""
+    columns, found = audit.dataset.metadata, []
+    marked = int((columns.get("BurnedInAnnotation", np.array([])) == "YES").sum())
+    if marked:
+        text = (
+            f"{some(marked, 'image')} with text in the picture, says the DICOM header (BurnedInAnnotation): names or "
+            "dates a model can read, and nobody else should. Cover or remove them."
+        )
+        found.append(Finding(0.1 * marked / len(audit.dataset), text))
+    kinds, counts = np.unique(columns.get("PhotometricInterpretation", np.array([], str)), return_counts=True)
+    if len(kinds) > 1:
+        told = ", ".join(f"{n} {kind or 'no DICOM files'}" for kind, n in zip(kinds, counts, strict=True))
+        text = (
+            f"Photometric interpretations are mixed ({told}). They are shown alike, but come from different machines "
+            "or exports: see that these do not go with the classes."
+        )
+        found.append(Finding(0.0, text))
+    return found

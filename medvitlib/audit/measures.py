@@ -6,6 +6,7 @@ unit (patient, or cluster of near-duplicates).
 
 import os
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import cv2
@@ -15,6 +16,7 @@ from threadpoolctl import threadpool_limits
 from medvitlib.data import Dataset
 from medvitlib.data.cache import WORKERS, one_opencv_thread
 from medvitlib.data.decode import silence
+from medvitlib.data.dicom import is_dicom
 from medvitlib.errors import DataError, WeightsError, printable
 from medvitlib.evaluation import Estimate, score
 from medvitlib.evaluation.inputs import check
@@ -29,6 +31,8 @@ RING, CENTRE = 2, 10
 FOLDS = 5
 NETWORK, NETWORK_SIZE = "vit_small_patch14_dinov2", 70
 """Whose features serve as an embedding, at 25 patches an image: half the time of a pass over a large set goes there."""
+MOST_VALUES = 20
+"""Of a column of text."""
 _COMPONENTS = 128  # more cost time and change little
 
 
@@ -54,6 +58,13 @@ def headers(ds: Dataset) -> list[Header] | None:
 def _header(path: str) -> Header:
     from PIL import Image
 
+    with open(path, "rb") as file:
+        dicom = is_dicom(file.read(132))
+    if dicom:
+        import pydicom
+
+        header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["Rows", "Columns", "BitsStored"])
+        return Header(int(header.Rows), int(header.Columns), f"DICOM {header.get('BitsStored')}", os.path.getsize(path))
     try:
         with Image.open(path) as image:
             return Header(image.height, image.width, image.mode, os.path.getsize(path))
@@ -155,6 +166,24 @@ def shortcut_features(
         "border ring": cells[:, ring].reshape(n, -1),
         "centre masked": cells[:, ~centre].reshape(n, -1),
     }
+
+
+def metadata_features(ds: Dataset) -> dict[str, np.ndarray]:
+    """Each column of the metadata as something to classify by, (N, D): numbers with what is missing at their mean, or
+    one column for each of at most `MOST_VALUES` values. Columns that say the same of all images are left out."""
+    found = {}
+    for name, values in ds.metadata.items():
+        distinct = np.unique(values)
+        if len(distinct) < 2:
+            continue
+        if len(distinct) <= MOST_VALUES:
+            found[f"metadata: {name}"] = (values[:, None] == distinct[1:]).astype(float)
+        else:
+            with suppress(ValueError):  # text of many kinds: names, dates, remarks
+                numbers = np.array([float(value or "nan") for value in values])
+                known = np.isfinite(numbers)
+                found[f"metadata: {name}"] = np.where(known, numbers, numbers[known].mean())[:, None]
+    return found
 
 
 def _sizes(files: list[Header] | None) -> np.ndarray | str:

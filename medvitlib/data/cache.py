@@ -13,14 +13,14 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
 import cv2
 import numpy as np
 from filelock import FileLock
 
-from medvitlib.data.decode import DECODER_VERSION, Unreadable, decode, fit, is_grey
+from medvitlib.data.decode import DECODER_VERSION, Unreadable, Window, fit, is_grey, stored_values, to_8_bit
 from medvitlib.data.dicom import decode_dicom, is_dicom
 from medvitlib.errors import DataError, printable
 from medvitlib.paths import cache_dir
@@ -32,11 +32,15 @@ _CHUNK_BYTES = 64 * 2**20  # decoded images in flight: memory stays the same how
 
 @dataclass(frozen=True)
 class Stored:
-    """An array of images on disk: uint8 (N, C, H, W) in .npy format; rows named in `reasons` are empty."""
+    """An array of images on disk: uint8 (N, C, H, W) in .npy format; rows named in `reasons` are empty.
+
+    `ranges` has the smallest and the largest stored value of each row that had more than 8 bits.
+    """
 
     path: Path
     shape: tuple[int, int, int, int]
     reasons: dict[int, str]
+    ranges: dict[int, tuple[float, float]] = field(default_factory=dict)
 
 
 def file_hashes(paths: Sequence[Path]) -> list[str]:
@@ -61,7 +65,7 @@ def file_hashes(paths: Sequence[Path]) -> list[str]:
     return hashes
 
 
-def stored_files(paths: Sequence[Path], hashes: Sequence[str], size: tuple[int, int]) -> Stored:
+def stored_files(paths: Sequence[Path], hashes: Sequence[str], size: tuple[int, int], window: Window = None) -> Stored:
     """The decoded images of `paths`, each resized to (height, width); grey (C = 1) if all of them are."""
 
     def read(i: int) -> bytes:
@@ -78,17 +82,27 @@ def stored_files(paths: Sequence[Path], hashes: Sequence[str], size: tuple[int, 
             raise DataError(f"{printable(paths[i])} changed while the data set was being opened: open it again.")
         return data
 
-    return stored_contents([path.name for path in paths], read, hashes, size)
+    return stored_contents([path.name for path in paths], read, hashes, size, window)
 
 
 def stored_contents(
-    names: Sequence[str], read: Callable[[int], bytes], hashes: Sequence[str], size: tuple[int, int]
+    names: Sequence[str],
+    read: Callable[[int], bytes],
+    hashes: Sequence[str],
+    size: tuple[int, int],
+    window: Window = None,
 ) -> Stored:
     """As `stored_files`, for encoded images from anywhere: `read(i)` gives one, or raises Unreadable."""
+    ranges: dict[int, tuple[float, float]] = {}
 
     def make(i: int) -> np.ndarray:
         data = read(i)
-        return fit(decode_dicom(data) if is_dicom(data) else decode(data, names[i]), size)
+        if is_dicom(data):
+            return fit(decode_dicom(data, window), size)
+        values = stored_values(data, names[i])
+        if values.dtype != np.uint8:
+            ranges[int(i)] = float(values.min()), float(values.max())
+        return fit(to_8_bit(values, window), size)
 
     def channels() -> Iterator[int]:
         spread = np.linspace(0, len(names) - 1, 16).astype(int)
@@ -97,8 +111,8 @@ def stored_contents(
 
     # what the file's ending claims stands in the reason why it cannot be used, so it belongs to the key
     files = [f"{digest}{PurePath(name).suffix.lower()}" for digest, name in zip(hashes, names, strict=True)]
-    parameters = {"files": files, "size": size, "decoder": DECODER_VERSION}
-    return stored(parameters, len(names), size, make, channels(), "decoding images")
+    parameters = {"files": files, "size": size, "decoder": DECODER_VERSION} | ({"window": window} if window else {})
+    return stored(parameters, len(names), size, make, channels(), "decoding images", ranges)
 
 
 def stored(
@@ -108,6 +122,7 @@ def stored(
     make: Callable[[int], np.ndarray],
     channels: Iterator[int],
     what: str = "rendering images",
+    ranges: dict[int, tuple[float, float]] | None = None,
 ) -> Stored:
     """The array that `parameters` (JSON-able) name; built by calling `make(i)` for each row if it is not there.
 
@@ -117,6 +132,7 @@ def stored(
         make: gives uint8 (H, W, 1 or 3), or raises Unreadable, which leaves the row empty and is remembered.
         channels: 1 or 3, to try in turn; 1 fails on the first coloured image.
         what: shown beside the progress.
+        ranges: filled by `make`, and kept: see `Stored`.
 
     Raises:
         DataError: if the cache cannot be written.
@@ -133,7 +149,7 @@ def stored(
             with one_opencv_thread():
                 for c in channels:
                     with suppress(_NotGrey):
-                        return _build(path, (count, c, *size), make, what)
+                        return _build(path, (count, c, *size), make, what, {} if ranges is None else ranges)
             raise AssertionError("three channels hold any image")
     except OSError as error:
         need = count * size[0] * size[1] * 3 / 1e6
@@ -147,7 +163,9 @@ class _NotGrey(Exception):
     pass
 
 
-def _build(path: Path, shape: tuple[int, int, int, int], make: Callable[[int], np.ndarray], what: str) -> Stored:
+def _build(
+    path: Path, shape: tuple[int, int, int, int], make: Callable[[int], np.ndarray], what: str, ranges: dict
+) -> Stored:
     aside = path.with_suffix(".building")
     reasons: dict[int, str] = {}
     try:
@@ -172,8 +190,8 @@ def _build(path: Path, shape: tuple[int, int, int, int], make: Callable[[int], n
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
-    _write_meta(path, shape, reasons, crc)
-    return Stored(path, shape, reasons)
+    _write_meta(path, shape, reasons, crc, ranges)
+    return Stored(path, shape, reasons, dict(ranges))
 
 
 def _upto(start: int, step: int, stop: int) -> range:
@@ -231,7 +249,9 @@ def _open(path: Path, count: int, size: tuple[int, int]) -> Stored | None:
             with suppress(OSError):  # a read-only cache is checked each time
                 _write_json(path.with_suffix(".json"), meta | {"mtime_ns": stat.st_mtime_ns})
         reasons = {int(i): str(reason) for i, reason in meta["reasons"].items()}
-        return Stored(path, shape, reasons) if all(0 <= i < count for i in reasons) else None
+        ranges = {int(i): (float(low), float(high)) for i, (low, high) in meta.get("ranges", {}).items()}
+        inside = all(0 <= i < count for i in (*reasons, *ranges))
+        return Stored(path, shape, reasons, ranges) if inside else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):
         return None
 
@@ -244,9 +264,10 @@ def _checksum(path: Path) -> int:
     return crc
 
 
-def _write_meta(path: Path, shape: tuple, reasons: dict[int, str], crc: int) -> None:
+def _write_meta(path: Path, shape: tuple, reasons: dict[int, str], crc: int, ranges: dict) -> None:
     stat = path.stat()
     meta = {"shape": shape, "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns, "crc32": crc, "reasons": reasons}
+    meta |= {"ranges": ranges}
     _write_json(path.with_suffix(".json"), meta)
 
 

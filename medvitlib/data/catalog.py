@@ -13,17 +13,21 @@ import numpy as np
 from medvitlib.data import phantoms
 from medvitlib.data.cache import file_hashes, stored_files
 from medvitlib.data.dataset import Dataset, Quarantined
-from medvitlib.data.decode import SUFFIXES, content_kind, height_and_width
+from medvitlib.data.decode import SUFFIXES, Window, check_window, content_kind, height_and_width
+from medvitlib.data.describe import understood
 from medvitlib.data.folder import Listing, Sample, readable, scan
 from medvitlib.data.groups import assign_groups
 from medvitlib.data.loading import Images
 from medvitlib.data.masks import evidence
+from medvitlib.data.metadata import columns_of, with_metadata
 from medvitlib.data.sources import huggingface, medmnist
 from medvitlib.data.sources.arrays import Opened, read_npz
 from medvitlib.data.sources.finding import find, on_disk
 from medvitlib.data.sources.known import KNOWN, known_name, plain
 from medvitlib.data.sources.labels import check_positive
 from medvitlib.errors import DataError, printable
+
+_told: set[tuple[str, ...]] = set()
 
 
 def open_dataset(
@@ -35,9 +39,14 @@ def open_dataset(
     groups: str | Path | None = None,
     max_bad: float = 0.05,
     layout: str | None = None,
+    metadata: str | Path | None = None,
+    window: tuple[float, float] | None = None,
+    quiet: bool = False,
     **options,
 ) -> Dataset:
-    """Open a data set; the first time its images are decoded and kept (see `medvitlib.data.cache`).
+    """Open a data set, and print how it was understood (`Dataset.describe`); a rendered one has nothing to understand.
+
+    The first time its images are decoded and kept (see `medvitlib.data.cache`).
 
     Args:
         source: a folder or CSV manifest (layouts in `medvitlib.data.folder`); the name of a set in a data root
@@ -53,6 +62,12 @@ def open_dataset(
         max_bad: share of unusable images above which an error is raised instead of a warning.
         layout: of a folder that could be read in two ways, which is refused otherwise: "CLASS" (the first folders are
             the classes) or "*/CLASS" (those below are).
+        metadata: a CSV with a column that names the file and any others (sex, scanner, hospital): `Dataset.metadata`,
+            beside a manifest's own columns and the fields of DICOM headers.
+        window: of images of more than 8 bits, the values shown as black and as white, alike in all of them; None
+            stretches each from its own lowest value to its highest. In DICOM files, of rescaled values, used instead
+            of the file's window. A model that is trained on them keeps it for new images.
+        quiet: print nothing. The same set is described once only.
         options: of a rendered family, see `medvitlib.data.phantoms.PhantomOptions`; image_column, label_column and
             group_column of a `datasets` object.
 
@@ -64,14 +79,19 @@ def open_dataset(
     """
     size = height_and_width(image_size)
     if str(source).lower().startswith("phantom/"):
-        if groups is not None or root is not None or layout is not None:
-            raise DataError(f"{source} is rendered: it takes no groups, root or layout. It takes {phantoms.options()}.")
+        if any(value is not None for value in (groups, root, layout, metadata, window)):
+            raise DataError(
+                f"{source} is rendered: it takes no groups, root, layout, metadata or window. It takes "
+                f"{phantoms.options()}."
+            )
         return phantoms.render(str(source).lower(), size, positive=positive, **options)
     if not 0 <= max_bad <= 1:
         raise DataError(f"max_bad={max_bad}: expected a share between 0 and 1.")
-    opened = _opened(source, size, root, positive, options, layout)
-    if layout is not None and opened.whole:
-        raise DataError(f"layout={layout!r} is for a folder; {opened.name} has none.")
+    window = check_window(window)
+    opened = _opened(source, size, root, positive, options, layout, window)
+    for name, value in (("layout", layout), ("metadata", metadata), ("window", window)):
+        if value is not None and opened.whole:
+            raise DataError(f"{name}={value!r} is for a folder or a manifest; {opened.name} is neither.")
     listing, hashes, decoded = opened.listing, opened.hashes, opened.decoded
     clashes = _filed_twice(listing.samples, hashes)
     if opened.whole and clashes:
@@ -83,13 +103,18 @@ def open_dataset(
     reasons = decoded.reasons if opened.whole else clashes | decoded.reasons
     quarantine = [Quarantined(readable(str(listing.samples[i].path)), reasons[i]) for i in sorted(reasons)]
     _judge(listing, quarantine, max_bad)
-    quarantine += [
-        Quarantined(readable(str(p)), f"not an image: its name ends in {p.suffix}") for p in listing.side_files
-    ]
+    quarantine += [Quarantined(readable(str(path)), _why_left(path)) for path in listing.side_files]
     good = np.array([i for i in range(len(listing.samples)) if i not in reasons])
     # last, so that a file that is left out anyway needs no group; what was decoded by then is kept
-    listing, groups_known = assign_groups(replace(listing, samples=[listing.samples[i] for i in good]), groups)
+    listing = replace(listing, samples=[listing.samples[i] for i in good])
+    listing = listing if opened.whole else with_metadata(listing, metadata)
+    listing, groups_known = assign_groups(listing, groups)
     samples, number = listing.samples, {name: k for k, name in enumerate(opened.classes)}
+    columns = columns_of(samples)
+    about = understood(opened.name, listing, decoded, quarantine, columns, groups_known, window)
+    if not quiet and about not in _told:
+        _told.add(about)
+        print(*about, sep="\n")
     return Dataset(
         name=opened.name,
         classes=opened.classes,
@@ -105,11 +130,20 @@ def open_dataset(
         notes=[printable(note) for note in listing.notes],
         mask_of=partial(evidence, listing.masks, size) if listing.masks else None,
         files=None if opened.whole else np.array([str(sample.path) for sample in samples]),
+        metadata={name: np.array(values) for name, values in columns.items()},
+        window=window,
+        about=about,
     )
 
 
 def _opened(
-    source: Any, size: tuple[int, int], root: str | Path | None, positive: str | None, options: dict, layout: str | None
+    source: Any,
+    size: tuple[int, int],
+    root: str | Path | None,
+    positive: str | None,
+    options: dict,
+    layout: str | None,
+    window: Window,
 ) -> Opened:
     """Samples, classes and decoded images, from whatever kind of source it is."""
     if huggingface.is_datasets(source):
@@ -139,7 +173,7 @@ def _opened(
     check_positive(positive, classes, str(place))
     paths = [sample.path for sample in listing.samples]
     hashes = file_hashes(paths)
-    return Opened(name, listing, classes, usual, hashes, stored_files(paths, hashes, size), whole=False)
+    return Opened(name, listing, classes, usual, hashes, stored_files(paths, hashes, size, window), whole=False)
 
 
 def wrong_endings(samples: list[Sample]) -> list[str]:
@@ -158,6 +192,12 @@ def wrong_endings(samples: list[Sample]) -> list[str]:
         "they were read as what they are."
         for (claimed, kind), counts in found.items()
     ]
+
+
+def _why_left(path: Path) -> str:
+    if path.name.upper() == "DICOMDIR":
+        return "the index of a disc, which has no picture"
+    return f"not an image: its name ends in {path.suffix}"
 
 
 def _filed_twice(samples: list[Sample], hashes: list[str]) -> dict[int, str]:

@@ -40,6 +40,9 @@ class Dataset(torch.utils.data.Dataset):
         mask_of: evidence mask of an id, bool (H, W), where the images are rendered or masks lie beside them; None of
             an image without one.
         files: str (N,): absolute path of each image's file; None where images are not files.
+        metadata: str (N,) by name: what else is known of each image, "" where nothing is.
+        window: the values shown as black and as white, of images of more than 8 bits; None if each has its own.
+        about: how what was found was understood, one line each (`describe`).
     """
 
     name: str
@@ -56,6 +59,9 @@ class Dataset(torch.utils.data.Dataset):
     notes: list[str] = field(default_factory=list)
     mask_of: Callable[[str], np.ndarray] | None = None
     files: np.ndarray | None = None
+    metadata: dict[str, np.ndarray] = field(default_factory=dict)
+    window: tuple[float, float] | None = None
+    about: tuple[str, ...] = ()
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -71,7 +77,7 @@ class Dataset(torch.utils.data.Dataset):
     def fingerprint(self) -> str:
         """SHA-256 of contents, labels, groups and image size: equal for equal data wherever it lies."""
         rows = "\n".join(map("\t".join, zip(self.hashes, map(str, self.labels), self.groups, strict=True)))
-        head = f"{self.classes} {self.image_size} {self.channels}\n"
+        head = f"{self.classes} {self.image_size} {self.channels}{f' {self.window}' if self.window else ''}\n"
         return hashlib.sha256((head + rows).encode()).hexdigest()
 
     def __repr__(self) -> str:
@@ -99,7 +105,15 @@ class Dataset(torch.utils.data.Dataset):
         rows = np.flatnonzero(indices) if indices.dtype == bool else indices.astype(int)
         arrays = {name: getattr(self, name)[rows] for name in ("ids", "labels", "groups", "splits", "hashes")}
         files = None if self.files is None else self.files[rows]
-        return replace(self, **arrays, images=self.images.take(rows), files=files)
+        metadata = {name: values[rows] for name, values in self.metadata.items()}
+        return replace(self, **arrays, images=self.images.take(rows), files=files, metadata=metadata)
+
+    def describe(self) -> str:
+        """How what was found was understood, in at most ten lines: layout, classes, patients, parts, what is left out.
+
+        It speaks of the set as it was opened, not of a part of it.
+        """
+        return "\n".join(self.about) or repr(self)
 
     def of_classes(self, names: Sequence[str]) -> "Dataset":
         """The images of some classes, labelled anew, as a Dataset of their own.

@@ -26,7 +26,7 @@ from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from medvitlib.errors import DataError
 
-DECODER_VERSION = 4
+DECODER_VERSION = 5
 """Part of every cache key: raise it when the pixels that `decode` or `fit` return change."""
 MAX_PIXELS = 2**27
 """Larger than any radiograph; a small file that claims more is a decompression bomb or a whole slide to be tiled."""
@@ -58,6 +58,7 @@ DICOM = {".dcm", ".dicom", ".ima"}
 
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # TIFF 6.0
 _PLANES, _APART = 284, 2
+_SAMPLE_FORMAT, _UNSIGNED = 339, 1
 _ORIENTATION = 0x112  # EXIF
 
 _SIGNATURES = {
@@ -80,6 +81,10 @@ _FOREIGN = {
 }
 
 
+Window = tuple[float, float] | None
+"""Lower and upper end of the values that are shown from black to white."""
+
+
 class Unreadable(DataError):
     """A file that is not one whole image; the message is the reason, in words for a person."""
 
@@ -100,22 +105,31 @@ def is_image(path: PurePath) -> bool:
     return False
 
 
-def decode(data: bytes, name: str = "") -> np.ndarray:
-    """Decode one image file.
-
-    EXIF orientation is applied and alpha is dropped. 16-bit pixels become 8-bit by the linear map that takes the
-    image's own smallest value to 0 and its largest to 255; dividing by 257 instead would turn the 12-bit data that
-    detectors store in 16-bit files almost black. Of a TIFF's pages the first is read; animations are refused.
-
-    Args:
-        data: the whole file.
-        name: its name, for the reason: the content decides what the file is.
+def decode(data: bytes, name: str = "", window: Window = None) -> np.ndarray:
+    """Decode one image file: `to_8_bit` of its `stored_values`.
 
     Returns:
         uint8, (H, W, 1) if stored as grey, else (H, W, 3) in RGB order.
 
     Raises:
         Unreadable: empty, truncated, damaged, not an image, too large, or of an unsupported pixel type.
+    """
+    return to_8_bit(stored_values(data, name), window)
+
+
+def stored_values(data: bytes, name: str = "") -> np.ndarray:
+    """The pixels of one image file. EXIF orientation is applied and alpha is dropped; animations are refused.
+
+    Args:
+        data: the whole file.
+        name: its name, for the reason: the content decides what the file is.
+
+    Returns:
+        uint8, uint16, or of a TIFF int16, int32 or floating point: (H, W, 1) if stored as grey, else (H, W, 3) in RGB
+        order. Of a TIFF's pages the first is read.
+
+    Raises:
+        Unreadable: as `decode`.
     """
     kind, claimed = _kind(data), SUFFIXES.get(PurePath(name).suffix.lower())
     try:
@@ -124,6 +138,49 @@ def decode(data: bytes, name: str = "") -> np.ndarray:
         if claimed in (None, kind):
             raise
         raise Unreadable(f"{error} (the name says {claimed})") from None
+
+
+def to_8_bit(values: np.ndarray, window: Window = None) -> np.ndarray:
+    """Pixels as 8 bits: as they are where they have 8; else the window's lower end becomes 0, its upper one 255.
+
+    Without a window that of 16-bit pixels is the image's own smallest and largest value: dividing by 257 instead would
+    turn the 12-bit data that detectors store in 16-bit files almost black. It hides how bright images are beside each
+    other; a window, the same for all, does not.
+
+    Args:
+        values: as `stored_values` returns them.
+        window: lower and upper end, in the file's values.
+
+    Raises:
+        Unreadable: signed or floating-point values without a window, or values that are no numbers.
+    """
+    if values.dtype == np.uint8:
+        return values
+    low, high = window or (float(values.min()), float(values.max()))
+    if values.dtype != np.uint16 and window is None:
+        raise Unreadable(
+            f"{values.dtype} pixels, {low:g} to {high:g}: what they mean has to be stated. Pass window=(lower, upper), "
+            "the values to be shown as black and as white in all images, or save 8-bit or 16-bit unsigned images"
+        )
+    if not np.isfinite(values).all():
+        raise Unreadable(f"{values.dtype} pixels of which some are no finite numbers")
+    scaled = (values.astype(np.float32) - low) * (255 / max(high - low, 1e-12))
+    return np.rint(scaled.clip(0, 255)).astype(np.uint8)
+
+
+def check_window(window: object) -> Window:
+    """Return a window as two numbers.
+
+    Raises:
+        DataError: it is none.
+    """
+    if window is None:
+        return None
+    with suppress(TypeError, ValueError):
+        low, high = map(float, window)
+        if np.isfinite([low, high]).all() and low < high:
+            return low, high
+    raise DataError(f"window={window!r}: expected two numbers, the lower and the upper end, such as (0, 4095).")
 
 
 def _decoded(data: bytes, kind: str) -> np.ndarray:
@@ -136,6 +193,8 @@ def _decoded(data: bytes, kind: str) -> np.ndarray:
         return _pixels(pillow)
     if kind == "TIFF" and _in_deep_planes(data):
         raise Unreadable("a TIFF of more than 8 bits with its colours in planes apart: save it as a PNG")
+    if kind == "TIFF" and _number_format(data) != _UNSIGNED:
+        return _signed_or_float(pillow)
     tags = pillow.tag_v2 if kind == "TIFF" and pillow is not None else {}
     if tags and pillow.mode == "RGBA" and max(tags.get(_BITS_PER_SAMPLE, (8,))) == 8:
         return np.array(ImageOps.exif_transpose(pillow))[..., :3]  # OpenCV would multiply the colours by alpha
@@ -148,12 +207,10 @@ def _decoded(data: bytes, kind: str) -> np.ndarray:
         raise Unreadable(f"damaged {kind}: its header reads, its pixels do not")
     if kind == "TIFF" and pillow is None and image.dtype == np.uint8:
         raise Unreadable("a TIFF of a pixel type that would lose its depth (16-bit with alpha): save it without alpha")
-    if image.dtype == np.uint16:
-        image = _to_8_bit(image)
-        if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:  # OpenCV turns 8-bit pixels round, but not these
-            image = 255 - image
-    if image.dtype != np.uint8:
-        raise Unreadable(f"{image.dtype} pixels: save it as 8-bit or 16-bit unsigned, with a window you can state")
+    if image.dtype == np.uint16 and tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
+        image = 2 ** max(tags.get(_BITS_PER_SAMPLE, (16,))) - 1 - image  # OpenCV turns 8-bit pixels round, not these
+    if image.dtype not in (np.uint8, np.uint16):
+        raise Unreadable(f"{image.dtype} pixels: save it as 8-bit or 16-bit unsigned")
     if image.ndim == 2:
         return image[:, :, None]
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
@@ -276,9 +333,21 @@ def _in_deep_planes(tiff: bytes) -> bool:
     return entries.get(_PLANES) == _APART and max(entries.get(_BITS_PER_SAMPLE, (8,))) > 8
 
 
+def _number_format(tiff: bytes) -> int:
+    formats = _entries(tiff).get(_SAMPLE_FORMAT, (_UNSIGNED,))
+    return max(formats) if isinstance(formats, tuple) else int(formats)
+
+
+def _signed_or_float(pillow: Image.Image | None) -> np.ndarray:
+    """Pixels of a TIFF below zero or between whole numbers, which OpenCV would take for unsigned ones."""
+    if pillow is None or pillow.mode not in ("F", "I", "I;16S"):
+        raise Unreadable("a TIFF of signed or floating-point colours: save it as a grey one, or with 8 bits")
+    return np.array(ImageOps.exif_transpose(pillow))[..., None]
+
+
 def _entries(tiff: bytes) -> dict[int, object]:
     """The tags of a TIFF's first page; none where they cannot be read: the decoder says what is wrong."""
-    wanted = (256, 257, _BITS_PER_SAMPLE, 277, _PLANES)
+    wanted = (256, 257, _BITS_PER_SAMPLE, 277, _PLANES, _SAMPLE_FORMAT)
     with suppress(Exception):  # damage of any kind
         entries = ImageFileDirectory_v2(tiff[: 16 if b"+" in tiff[2:4] else 8])
         file = io.BytesIO(tiff)
@@ -315,7 +384,7 @@ def _pixels(image: Image.Image) -> np.ndarray:
     if orientation in range(2, 9):  # not for 1: it would be copied
         image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):
-        return _to_8_bit(np.asarray(image))[:, :, None]
+        return np.asarray(image).astype(np.uint16)[:, :, None]
     if image.mode == "1":
         image = image.convert("L")
     if image.mode not in ("L", "LA", "RGB", "RGBA"):  # a palette, CMYK
@@ -340,12 +409,6 @@ def _check_png(data: bytes) -> None:
         if critical and zlib.crc32(data[at + 4 : end]) != struct.unpack_from(">I", data, end)[0]:
             raise Unreadable(f"damaged PNG: the checksum of its {kind.decode('latin-1')} chunk is wrong")
         at = end + 4
-
-
-def _to_8_bit(image: np.ndarray) -> np.ndarray:
-    low, high = int(image.min()), int(image.max())
-    scaled = (image.astype(np.float32) - low) * (255 / max(high - low, 1))
-    return np.rint(scaled).astype(np.uint8)
 
 
 def _first_line(error: Exception) -> str:

@@ -10,11 +10,18 @@ from pathlib import Path
 
 import numpy as np
 
-from medvitlib.data.decode import MAX_BYTES, MAX_PIXELS, Unreadable, silence
+from medvitlib.data.decode import MAX_BYTES, MAX_PIXELS, Unreadable, Window, silence, to_8_bit
 from medvitlib.data.tables import known_group
 
 MAGIC = b"DICM"  # at byte 128
 DEFLATED = b"1.2.840.10008.1.2.1.99"
+HEADER = {
+    **dict.fromkeys(("PatientID", "StudyInstanceUID", "SeriesInstanceUID"), True),
+    **dict.fromkeys(("Modality", "ViewPosition", "Laterality", "ImageLaterality", "BodyPartExamined"), False),
+    **dict.fromkeys(("Manufacturer", "ManufacturerModelName", "InstitutionName", "StationName"), False),
+    **dict.fromkeys(("PatientSex", "PhotometricInterpretation", "BurnedInAnnotation"), False),
+}
+"""Fields that are read of each file, and whether they only name what belongs together."""
 
 
 def is_dicom(data: bytes) -> bool:
@@ -22,12 +29,17 @@ def is_dicom(data: bytes) -> bool:
     return data[128:132] == MAGIC
 
 
-def decode_dicom(data: bytes) -> np.ndarray:
+def decode_dicom(data: bytes, window: Window = None) -> np.ndarray:
     """The picture of a DICOM file.
 
-    The first window (or table) of the file is used. One without any is taken as it is where its values have 8 bits, as
-    those of exported pictures, and else stretched from its smallest value to its largest. MONOCHROME1, in which small
-    values are bright, is inverted. Padding outside the field of view is shown as the smallest value of the rest.
+    Without a window, the first window (or table) of the file is used. A file without any is taken as it is where its
+    values have 8 bits, as those of exported pictures, and else stretched from its smallest value to its largest.
+    MONOCHROME1, in which small values are bright, is inverted. Padding outside the field of view is shown as the
+    smallest value of the rest.
+
+    Args:
+        data: the whole file.
+        window: lower and upper end of the rescaled values (in a CT, Hounsfield units), used instead of the file's own.
 
     Returns:
         uint8, (H, W, 1) if monochrome, else (H, W, 3) in RGB order.
@@ -53,14 +65,14 @@ def decode_dicom(data: bytes) -> np.ndarray:
     if size > MAX_PIXELS or size * samples > 8 * MAX_BYTES:
         raise Unreadable(f"claims {file.Columns}x{file.Rows} px, more than {MAX_PIXELS / 1e6:.0f} million pixels")
     try:
-        return _shown(file, kind)
+        return _shown(file, kind, window)
     except Unreadable:
         raise
     except Exception as error:  # as above; or a compression that needs another package, which pydicom then names
         raise Unreadable(f"the pixels of this DICOM file cannot be decoded: {_first_line(error)}") from None
 
 
-def _shown(file, kind: str) -> np.ndarray:
+def _shown(file, kind: str, limits: Window) -> np.ndarray:
     """The pixels of a parsed file, as `decode_dicom` returns them."""
     from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi
 
@@ -74,7 +86,9 @@ def _shown(file, kind: str) -> np.ndarray:
         file.RescaleSlope = 1
     padding = _padding(file, stored)
     values = np.asarray(apply_modality_lut(stored, file), np.float64)
-    if file.get("VOILUTSequence"):
+    if limits is not None:
+        image = to_8_bit(values, limits)
+    elif file.get("VOILUTSequence"):
         table = file.VOILUTSequence[0]
         shown = np.asarray(apply_voi(values.astype(np.int64), file), np.float64) / (
             2 ** int(table.LUTDescriptor[2]) - 1
@@ -172,19 +186,20 @@ def window(values: np.ndarray, centre: float, width: float, function: str = "LIN
     return np.rint(255 * share.clip(0, 1)).astype(np.uint8)
 
 
-def patient_of(path: Path) -> str:
-    """Return the PatientID of a DICOM file, "" where it has none or the file is no DICOM."""
+def header_of(path: Path) -> dict[str, str]:
+    """The fields `HEADER` of a DICOM file, without those that it leaves empty; nothing where the file is no DICOM."""
     try:
         with open(path, "rb") as file:
             if not is_dicom(file.read(132)):
-                return ""
+                return {}
             import pydicom
 
             file.seek(0)
-            header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=["PatientID"])
-            return known_group(header.get("PatientID"))
+            header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(HEADER))
+            found = {name: known_group(header.get(name)) for name in HEADER}
+            return {name: value for name, value in found.items() if value}
     except Exception:  # its parser raises whatever the damage provokes; the pixels say what is wrong
-        return ""
+        return {}
 
 
 def _padding(file, stored: np.ndarray) -> np.ndarray:

@@ -19,7 +19,17 @@ from pathlib import Path
 
 from medvitlib.data.decode import DICOM, SUFFIXES, is_image
 from medvitlib.data.masks import IMAGE_FOLDERS, MASK_FOLDERS, masks_among
-from medvitlib.data.tables import CLASS, GROUP, PATH, find_column, find_files, known_group, need_column, read_table
+from medvitlib.data.tables import (
+    CLASS,
+    GROUP,
+    PATH,
+    SPLIT,
+    find_column,
+    find_files,
+    known_group,
+    need_column,
+    read_table,
+)
 from medvitlib.errors import DataError, one_of, printable
 
 SPLITS = {
@@ -52,24 +62,29 @@ other ending that is an image by its first bytes; the rest are side files, which
 
 @dataclass(frozen=True)
 class Sample:
-    """One image file: where it is, its id (path within the set), class name, official split and group ("" = none)."""
+    """One image file: where it is, its id (path within the set), class name, official split and group ("" = none), and
+    what else is known about it, by name."""
 
     path: Path
     id: str
     label: str
     split: str = ""
     group: str = ""
+    about: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Listing:
-    """What `scan` found: samples, files beside them that are no images, remarks, and the mask of an image by its id."""
+    """What `scan` found: samples, files beside them that are no images, remarks, the mask of an image by its id; and in
+    words, how the layout was read and how patients are known."""
 
     folder: Path
     samples: list[Sample]
     side_files: list[Path] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     masks: dict[str, Path] = field(default_factory=dict)
+    how: str = ""
+    patients: str = ""
 
 
 def scan(source: Path, layout: str | None = None) -> Listing:
@@ -100,13 +115,17 @@ def scan(source: Path, layout: str | None = None) -> Listing:
             notes.append(f"{', '.join(beside)}: folders beside the split folders of {folder}, not read.")
         if other := [f"{child.name} for {split}" for child, split in parts.items() if child.name.lower() in UNUSUAL]:
             notes.append(f"folders were taken as parts: {', '.join(other)}.")
-        listing = _classes(folder, {child: split for child, split in parts.items() if split})
+        chosen = {child: split for child, split in parts.items() if split}
+        how = f"class folders in {', '.join(child.name for child in chosen)}, which are its official parts"
+        listing = _classes(folder, chosen)
     else:
+        how = "a folder for each class" if layout != LAYOUTS[1] else f"class folders in each folder (layout={layout!r})"
         listing = _classes(folder, _class_parents(folder, layout))
     _check(source, listing)
     if hidden := _hidden(source):
         notes.append(f"{hidden} hidden files (a dot in front, or in __MACOSX) passed over.")
-    return replace(listing, notes=notes + listing.notes)
+    below = "" if folder == source else f" below {readable(folder.relative_to(source).as_posix())}"
+    return replace(listing, notes=notes + listing.notes, how=how + below)
 
 
 def _class_parents(folder: Path, layout: str | None) -> dict[Path, str]:
@@ -180,7 +199,9 @@ def _classes(folder: Path, parts: dict[Path, str]) -> Listing:
         for class_folder in _folders(part):
             before = len(samples)
             for path in _walk(class_folder):
-                if (suffix := path.suffix.lower()) in SUFFIXES or suffix in OTHER_IMAGES or is_image(path):
+                if path.name.upper() == "DICOMDIR":  # the index of a disc, which has no picture
+                    side_files.append(path)
+                elif (suffix := path.suffix.lower()) in SUFFIXES or suffix in OTHER_IMAGES or is_image(path):
                     ident = readable(path.relative_to(folder).as_posix())
                     samples.append(Sample(path, ident, readable(class_folder.name), split))
                 else:
@@ -289,15 +310,15 @@ def _check(source: Path, listing: Listing) -> None:
 def _manifest(path: Path) -> Listing:
     table = read_table(path)
     of = {names[0][0]: need_column(table, path, names) for names in (PATH, CLASS)}
-    of["group"] = find_column(table.columns, GROUP)
+    of["group"], of["split"] = find_column(table.columns, GROUP), find_column(table.columns, SPLIT)
     other = [f"{column!r} as the {what}" for what, column in of.items() if column and column != what]
     notes = [*table.notes, *([f"{path.name}: read {', '.join(other)}."] if other else [])]
     for number, row in zip(table.lines, table.rows, strict=True):
         if not row[of["path"]] or not row[of["class"]] or "\0" in row[of["path"]]:
             raise DataError(f"{path}, line {number}: path and class must be text, and not empty.")
-        if (split := row.get("split", "").lower()) and split not in SPLITS:
+        if (split := row.get(of["split"], "").lower()) and split not in SPLITS:
             raise DataError(
-                f"{path}, line {number}: split {row['split']!r}; expected one of {sorted(SPLITS)} or nothing."
+                f"{path}, line {number}: split {row[of['split']]!r}; expected one of {sorted(SPLITS)} or nothing."
             )
     names = [row[of["path"]] for row in table.rows]
     files, said = find_files(path.parent, names)
@@ -309,15 +330,18 @@ def _manifest(path: Path) -> Listing:
             file,
             Path(name if os.path.exists(path.parent / name) else name.replace("\\", "/")).as_posix(),
             label,
-            SPLITS.get(row.get("split", "").lower(), ""),
+            SPLITS.get(row.get(of["split"], "").lower(), ""),
             known_group(row.get(of["group"])),
+            {column: value for column, value in row.items() if column not in of.values()},
         )
         for file, name, label, row in zip(files, names, labels, table.rows, strict=True)
     ]
     counted = Counter(os.path.abspath(sample.path) for sample in samples)
     if twice := [file for file, times in counted.items() if times > 1]:
         raise DataError(f"{path} lists {twice[0]} more than once: keep one line an image.")
-    listing = Listing(path.parent, samples, notes=[*notes, *said])
+    how = f"{path.name}, a line an image: {', '.join(f'{what} from {c!r}' for what, c in of.items() if c)}"
+    patients = f"column {of['group']!r} of {path.name}" if of["group"] else ""
+    listing = Listing(path.parent, samples, notes=[*notes, *said], how=how, patients=patients)
     _check(path, listing)
     return listing
 

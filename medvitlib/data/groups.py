@@ -3,16 +3,15 @@
 What file names look like is proposed, never applied: numbers in names can be series, sessions or a running count.
 """
 
-import os
 import re
 import warnings
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
-from medvitlib.data.dicom import patient_of
 from medvitlib.data.folder import Listing, Sample
-from medvitlib.data.tables import GROUP, PATH, find_files, known_group, need_column, read_table
+from medvitlib.data.metadata import rows_of
+from medvitlib.data.tables import GROUP, PATH, known_group, need_column, read_table
 from medvitlib.errors import DataError, printable
 
 PATTERNS = {"kermany": r"(?:^|/)(person\d+|(?:NORMAL2-)?IM-\d+)[_-][^/]*$"}
@@ -60,32 +59,38 @@ def assign_groups(listing: Listing, groups: str | Path | None) -> tuple[Listing,
     if not isinstance(groups, str | Path):
         raise DataError(f"groups={groups!r}: expected a CSV file, a pattern's name {sorted(PATTERNS)}, or a regex.")
     if Path(groups).suffix.lower() == ".csv":
-        return _finish(listing, _from_csv(listing, Path(groups).expanduser(), must_match=True))
+        path = Path(groups).expanduser()
+        return _finish(listing, _from_csv(listing, path, must_match=True), path.name)
     pattern = PATTERNS.get(str(groups), str(groups))
     found = _from_pattern(listing.samples, pattern, f"groups={str(groups)!r}")
-    return _finish(listing, _restarting(listing.samples, found) if str(groups) in PATTERNS else found)
+    found = _restarting(listing.samples, found) if str(groups) in PATTERNS else found
+    return _finish(listing, found, f"file names, by {groups}")
 
 
 def _automatic(listing: Listing) -> tuple[Listing, bool]:
     if any(sample.group for sample in listing.samples):
-        return _finish(listing, [sample.group for sample in listing.samples])
+        return _finish(listing, [sample.group for sample in listing.samples], listing.patients or "the set itself")
     for folder in (listing.folder, listing.folder.parent, listing.folder.parent.parent):
         for path in _side_cars(folder):
             # A groups.csv beside the images was put there to be used; others may belong to something else.
             meant = folder == listing.folder and path.name.lower() == SIDE_CARS[0]
             if (found := _from_csv(listing, path, must_match=meant)) is not None:
-                return _finish(listing, found)
-    if any(found := [patient_of(sample.path) for sample in listing.samples]):
+                return _finish(listing, found, path.name)
+    if any(found := [sample.about.get("PatientID", "") for sample in listing.samples]):
         note = "patients were read from the DICOM headers (PatientID)."
-        return _finish(replace(listing, notes=[*listing.notes, note]), found)
+        return _finish(replace(listing, notes=[*listing.notes, note]), found, "DICOM headers, PatientID")
+    if any(found := [sample.about.get("StudyInstanceUID", "") for sample in listing.samples]):
+        note = "the DICOM headers name no patients: the images of one study are kept together."
+        listing, _ = _finish(replace(listing, notes=[*listing.notes, note]), found, "")
+        return listing, False  # a patient may have several studies
     if _is_kermany(listing.samples):
         note = "folders and files are named as those of chest_xray (Kermany): patients were read from the file names."
         found = _restarting(listing.samples, _from_pattern(listing.samples, PATTERNS["kermany"], "kermany"))
-        return _finish(replace(listing, notes=[*listing.notes, note]), found)
+        return _finish(replace(listing, notes=[*listing.notes, note]), found, "file names, as in chest_xray (Kermany)")
     if proposal := propose(listing.samples):
         listing = replace(listing, notes=[*listing.notes, proposal])
         warnings.warn(printable(proposal), stacklevel=4)
-    return _finish(listing, [""] * len(listing.samples))
+    return _finish(listing, [""] * len(listing.samples), "")
 
 
 def _is_kermany(samples: list[Sample]) -> bool:
@@ -146,24 +151,16 @@ def _from_csv(listing: Listing, path: Path, must_match: bool) -> list[str] | Non
     if sources:
         names = ["/".join(filter(None, (row.get("split"), row.get("class"), row[file]))) for row in table.rows]
     groups = [known_group(row[column]) for row in table.rows]
-    files = [os.path.abspath(sample.path) for sample in listing.samples]
-    for folder in (path.parent, listing.folder):
-        listed: dict[str, str] = {}
-        for name, place, group in zip(names, find_files(folder, names, most_dropped=0)[0], groups, strict=True):
-            if listed.setdefault(os.path.abspath(place), group) != group:
-                raise DataError(f"{path} gives {name} two groups, {listed[os.path.abspath(place)]!r} and {group!r}.")
-        missing = [sample.id for sample, own in zip(listing.samples, files, strict=True) if own not in listed]
-        if len(missing) < len(files):
-            break
-    if len(missing) == len(files) and not must_match:
+    found, missing = rows_of(listing, path, names, groups, "groups")
+    if len(missing) == len(found) and not must_match:
         return None
     if missing:
         raise DataError(
-            f"{path} has no line for {len(missing)} of {len(files)} images, the first {missing[:3]}; its own first is "
+            f"{path} has no line for {len(missing)} of {len(found)} images, the first {missing[:3]}; its own first is "
             f"{names[0] if names else 'none'!r}. Add them (an empty group means unknown), or name other groups. "
             f"Paths count from {path.parent} or {listing.folder}, with / between folders."
         )
-    return [listed[file] for file in files]
+    return found
 
 
 def _from_pattern(samples: list[Sample], pattern: str, name: str) -> list[str]:
@@ -187,10 +184,10 @@ def _restarting(samples: list[Sample], groups: list[str]) -> list[str]:
     return [space[sample.split] + group if group else "" for sample, group in zip(samples, groups, strict=True)]
 
 
-def _finish(listing: Listing, groups: list[str]) -> tuple[Listing, bool]:
+def _finish(listing: Listing, groups: list[str], how: str) -> tuple[Listing, bool]:
     unknown = sum(group == "" for group in groups)
     notes = list(listing.notes)
     if 0 < unknown < len(groups):
         notes.append(f"the group of {unknown} of {len(groups)} images is not known; each stands for itself.")
     samples = [replace(s, group=group or s.id) for s, group in zip(listing.samples, groups, strict=True)]
-    return replace(listing, samples=samples, notes=notes), unknown == 0
+    return replace(listing, samples=samples, notes=notes, patients=how), unknown == 0

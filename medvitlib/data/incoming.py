@@ -77,7 +77,10 @@ def read(name: str, given: Given, expected: Preprocessing, allow_private: bool =
     except OSError as error:
         raise Unreadable(f"cannot be read ({error.strerror or error})") from None
     if isinstance(given, bytes):
-        given = decode_dicom(given) if is_dicom(given) else decode(given, "" if is_address(name) else name)
+        if is_dicom(given):
+            given = decode_dicom(given, expected.window)
+        else:
+            given = decode(given, "" if is_address(name) else name, expected.window)
     image = fit(given, tuple(expected.image_size))
     if expected.channels == 1 and image.shape[2] == 3:
         if not is_grey(image):
@@ -92,7 +95,9 @@ def _files(folder: Path) -> Iterator[Path]:
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
             path = Path(place, name)
-            if not name.startswith(".") and (path.suffix.lower() in SUFFIXES.keys() | DICOM or is_image(path)):
+            if name.startswith(".") or name.upper() == "DICOMDIR":
+                continue
+            if path.suffix.lower() in SUFFIXES.keys() | DICOM or is_image(path):
                 yield path
 
 

@@ -25,6 +25,7 @@ GROUP = (
     ("subject", "subjectid", "subjectname", "participant", "participantid", "person", "personid", "individual"),
     ("case", "caseid", "casename", "lesion", "lesionid", "slide", "slideid", "smear", "photograph"),
 )
+SPLIT = (("split",),)
 """Names of columns, letters alone in lower case: of the first row of names that a table has one of, that column."""
 UNKNOWN = {"", "nan", "none", "null", "na", "n/a", "<na>", "nat", "-", "?", "unknown"}
 """How tables write that a patient is not known, in any case."""

@@ -24,16 +24,20 @@ class Preprocessing:
         mean: one number a channel, on the scale where images run from 0 to 1.
         std: likewise, above zero.
         channels: 3 (RGB) or 1 (grey).
+        window: of images of more than 8 bits, the values that were shown as black and as white in training
+            (`open_dataset`); None if each image had its own.
     """
 
     image_size: tuple[int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
     channels: int = 3
+    window: tuple[float, float] | None = None
 
     def __post_init__(self):
-        for field in ("image_size", "mean", "std"):  # JSON gives lists; equality and hashing want tuples
-            object.__setattr__(self, field, tuple(getattr(self, field)))
+        for field in ("image_size", "mean", "std", "window"):  # JSON gives lists; equality and hashing want tuples
+            if (given := getattr(self, field)) is not None:
+                object.__setattr__(self, field, tuple(given))
         if len(self.mean) != self.channels or len(self.std) != self.channels or min(self.std) <= 0:
             raise DataError(
                 f"mean {self.mean} and std {self.std} for {self.channels} channel(s): "

@@ -78,6 +78,7 @@ PREPROCESSING = {
     "mean": listing(number(-1e6, 1e6), 1, 3),
     "std": listing(number(1e-6, 1e6), 1, 3),
     "channels": number(1, 3, whole=True),
+    "window?": maybe(listing(number(-1e9, 1e9), 2, 2)),
 }
 SETS = {
     "coverage": SHARE,

@@ -121,7 +121,7 @@ def extract_features(
         # The pooling is no parameter, so the architecture belongs to the key; how many classes follow does not.
         parts = {k: v for k, v in getattr(model, "architecture", {}).items() if k != "num_classes"}
         architecture = json.dumps(parts, sort_keys=True, default=str)  # their order is not that of a loaded model's
-        pixels = f"{model.preprocessing} {dataset.channels} {DECODER_VERSION}"
+        pixels = f"{model.preprocessing} {dataset.channels} {dataset.window} {DECODER_VERSION}"
         settings = f"{fingerprint(model)} {architecture} {pixels} {dtype} {device.type}"
         store = cache_dir() / "features" / f"{hashlib.sha256(settings.encode()).hexdigest()[:24]}.npz"
         known = _load(store)

@@ -9,6 +9,7 @@
                              need; after `evaluate`, temperature and thresholds too
       validation.csv         what the thresholds and the temperature are chosen on
       images.csv             content hash and part of each image that was trained or validated on
+      data.txt               how the images were understood: layout, classes, patients, values
       quarantine.csv         files that were left out, and why
       report.json, predictions.csv, plots/    written by `evaluate`
 
@@ -212,6 +213,8 @@ def start_run(
     if not hasattr(model, "architecture") or not hasattr(model, "preprocessing"):
         raise TrainingError(f"{type(model).__name__} says neither how it was built nor what its input is: use `build`.")
     need_positive(parts)
+    if model.preprocessing.window != parts.train.window:  # new images are to be shown as those of the training were
+        model.preprocessing = replace(model.preprocessing, window=parts.train.window)
     folder = runs_dir() / name
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -95,7 +95,9 @@ def describe(name: str, model: nn.Module, parts: Split, settings: dict) -> dict:
 
 
 def write_settings(folder: Path, parts: Split, config: dict) -> None:
-    """Write config.json; quarantine.csv: which files were left out, and why; images.csv: what is trained on."""
+    """Write config.json; data.txt: how the images were understood; quarantine.csv: which files were left out, and why;
+    images.csv: what is trained on."""
+    jsonfile.write_text(folder / "data.txt", f"{parts.train.describe()}\n")
     quarantine = {(q.path, q.reason) for part in (parts.train, parts.val, parts.test) for q in part.quarantine}
     table = pd.DataFrame(sorted(quarantine), columns=["path", "reason"])
     jsonfile.write_text(folder / "quarantine.csv", jsonfile.csv_text(table))

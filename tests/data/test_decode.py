@@ -89,7 +89,7 @@ def test_16_bit_is_stretched_over_its_own_range(suffix):
         (b"\x00\x01\x02\x03", "a.tif", "starts with 00 01 02 03"),
         (saved(RGB, "JPEG")[:-40], "a.png", r"truncated or damaged JPEG.*\(the name says PNG\)"),
         (cv2.imencode(".tiff", GREY.astype(np.float32))[1].tobytes(), "a.tif", "float32 pixels"),
-        (cv2.imencode(".tiff", RGB.astype(np.float32))[1].tobytes(), "a.tif", "float32 pixels"),
+        (cv2.imencode(".tiff", RGB.astype(np.float32))[1].tobytes(), "a.tif", "floating-point colours"),
     ],
 )
 def test_what_is_no_image_says_what_it_is(data, name, says):

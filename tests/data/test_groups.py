@@ -7,6 +7,7 @@ import pytest
 from medvitlib.data.dicom import save_dicom
 from medvitlib.data.folder import scan
 from medvitlib.data.groups import assign_groups
+from medvitlib.data.metadata import with_metadata
 from medvitlib.errors import DataError
 
 
@@ -218,7 +219,7 @@ def test_patients_of_dicom_files_are_read_from_their_headers(tmp_path):
         file = pydicom.dcmread(path)
         file.PatientID = f"patient {k // 3}" if k < 6 else ""
         file.save_as(path)
-    listing, known = assign_groups(scan(tmp_path), None)
+    listing, known = assign_groups(with_metadata(scan(tmp_path), None), None)
     found = {sample.path.name: sample.group for sample in listing.samples}
     assert not known and [found[f"IM{k:04d}"] for k in range(6)] == [f"patient {k // 3}" for k in range(6)]
     assert "patients were read from the DICOM headers (PatientID)." in listing.notes

@@ -113,7 +113,7 @@ def read_npz(
     groups = [group for part in parts for group in part.groups]
     columns = zip(ids, named.labels, splits, groups, strict=True)
     samples = [Sample(path / ident, ident, label, split, group) for ident, label, split, group in columns]
-    listing = Listing(path, samples, notes=notes)
+    listing = Listing(path, samples, notes=notes, how="arrays in an .npz archive")
     positive = named.positive or (facts.positive if facts.positive in named.classes else None)
     return Opened(name or path.stem, listing, named.classes, positive, hashes, decoded)
 

@@ -88,7 +88,7 @@ def read_datasets(
     notes += named.notes + (facts.notes if facts else [])
     return Opened(
         name=name,
-        listing=Listing(Path(name), samples, notes=notes),
+        listing=Listing(Path(name), samples, notes=notes, how="rows of a datasets object"),
         classes=named.classes,
         positive=named.positive or (facts.positive if facts else None),
         hashes=["" if i in reasons else digest for i, digest in enumerate(hashes)],  # or it would clash with a copy

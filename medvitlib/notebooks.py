@@ -105,7 +105,7 @@ def _fits(value: object, kind: ast.expr) -> bool:
     return all(_fits(item, kind.slice) for item in value)
 
 
-PATHS = ("data", "groups", "images", "model", "out", "root", "sets", "weights")
+PATHS = ("data", "groups", "metadata", "images", "model", "out", "root", "sets", "weights")
 """Parameters that may be a path; one that is relative means relative to the caller's folder, not to the notebook's."""
 
 

@@ -29,16 +29,17 @@ def start(profile: str, seed: int = 0) -> dict:
     return {"device": "cpu", "precision": None}
 
 
-def opening(source: str, groups: str, max_bad: float, **rendering) -> dict:
+def opening(source: str, groups: str, max_bad: float, metadata: str = "", **rendering) -> dict:
     """Return the options of `open_dataset` that go with a source.
 
     Args:
         source: a rendered family ("phantom/..."), or anything else that `open_dataset` takes.
-        groups, max_bad: for anything else; "" finds out by itself who belongs together.
+        groups, max_bad, metadata: for anything else; "" finds out by itself who belongs together, and what is known.
         rendering: for a rendered family.
     """
     rendered = source.lower().startswith("phantom/")
-    return rendering if rendered else {"groups": groups or None, "max_bad": max_bad}
+    own = {"groups": groups or None, "max_bad": max_bad, "metadata": metadata or None}
+    return rendering if rendered else own
 
 
 def label(source: str) -> str:

@@ -36,12 +36,16 @@ SMALL = {
 
 
 def own_images(folder, kind):
-    """Rendered images as somebody would have them: classes as folders, patients in the names, one broken file."""
+    """Rendered images as somebody would have them: classes as folders, patients in the names, one broken file, and a
+    table beside the folder."""
+    lines = ["file;scanner"]
     ds = open_dataset(kind, image_size=72, n_patients=20, seed=3, difficulty=0.2)
     for i, name in enumerate(ds.groups):
         path = folder / ds.classes[ds.labels[i]] / f"{name}_{i:03d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         cv2.imwrite(str(path), ds.images[i][..., ::-1])
+        lines.append(f"{path.relative_to(folder).as_posix()};{'AB'[i % 2]}")
+    folder.with_name("about.csv").write_text("\n".join(lines))
     path.with_name(f"{name}_999.png").write_bytes(b"\x89PNG\r\n\x1a\n")
 
 
@@ -57,7 +61,7 @@ def test_every_notebook_runs_on_a_folder(kind, positive, numbers, tmp_path, pret
     own_images(tmp_path / "my images", kind)
     monkeypatch.setenv("MEDVIT_RUNS", str(tmp_path / "runs"))
     monkeypatch.setenv("MEDVIT_WEIGHTS", str(pretrained_weights))
-    asked = {"data": "my images", "groups": r"(patient\d+)_", "max_bad": 0.1, **SMALL}
+    asked = {"data": "my images", "groups": r"(patient\d+)_", "metadata": "about.csv", "max_bad": 0.1, **SMALL}
     asked |= {"model": "04-my-images-vit_small_patch14_dinov2"} | ({"positive": positive} if positive else {})
     for some in ([number for number in numbers if number != "08"], ["08"] if "08" in numbers else []):  # 08 needs 04
         known = {name for path in TAKE_DATA if path.name[:2] in some for name in read_parameters(path)}

@@ -90,7 +90,7 @@ def open_dataset(
     window = check_window(window)
     opened = _opened(source, size, root, positive, options, layout, window)
     for name, value in (("layout", layout), ("metadata", metadata), ("window", window)):
-        if value is not None and opened.whole:
+        if value is not None and opened.whole and (name != "window" or not str(source).lower().endswith(".npz")):
             raise DataError(f"{name}={value!r} is for a folder or a manifest; {opened.name} is neither.")
     listing, hashes, decoded = opened.listing, opened.hashes, opened.decoded
     clashes = _filed_twice(listing.samples, hashes)
@@ -159,7 +159,7 @@ def _opened(
         raise DataError(f"{source} is an address: download what is there, and pass the path of the file or folder.")
     if str(source).lower().endswith(".npz"):
         path = on_disk(source)
-        return read_npz(path, size, positive=positive, facts=medmnist.facts_of_file(path))
+        return read_npz(path, size, positive=positive, facts=medmnist.facts_of_file(path), window=window)
     if str(source).lower().startswith(medmnist.PREFIX) and not Path(source).exists():
         return medmnist.open_medmnist(str(source), size, root, positive)
     place, name = find(source, root)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from medvitlib.data.cache import Stored, file_hashes, stored
-from medvitlib.data.decode import DECODER_VERSION, Unreadable, fit
+from medvitlib.data.decode import DECODER_VERSION, Unreadable, Window, fit
 from medvitlib.errors import DataError
 from medvitlib.npzfile import BadNpz, damaged, skip_header
 from medvitlib.paths import cache_dir
@@ -31,10 +31,17 @@ class Part:
     groups: list[str]
 
 
+ENDS = ((0.0, 1.0), (-1.0, 1.0), (0.0, 255.0))
+"""What values can run from and to."""
+MOST_OUTSIDE = 0.05
+"""Share of images beyond them, that are left out."""
+
+
 def stored_rows(
-    path: Path, parts: Sequence[Part], size: tuple[int, int], want_md5: bool
-) -> tuple[Stored, list[str], str]:
-    """All images of the parts, each resized to (height, width); SHA-256 of each; MD5 of the file if wanted.
+    path: Path, parts: Sequence[Part], size: tuple[int, int], want_md5: bool, window: Window = None
+) -> tuple[Stored, list[str], str, tuple[float, float]]:
+    """All images of the parts, each resized to (height, width); SHA-256 of each; MD5 of the file if wanted; the values
+    that are black and white.
 
     What was found is remembered by the file's own hash: a second call reads nothing of the images.
 
@@ -44,15 +51,37 @@ def stored_rows(
     rows = _Rows(path, parts)
     if not (digest := file_hashes([path])[0]):
         raise DataError(f"{path} cannot be read.")
-    known = hashes, md5 = _recall(digest, rows.count)
+    key = digest if window is None else hashlib.sha256(f"{digest} {window}".encode()).hexdigest()
+    known = hashes, md5, ends = _recall(key, rows.count)
     hashes = list(hashes)
-    decoded = _decoded(rows, digest, hashes, size)
+    ends = window or ends or _ends(rows)
+    decoded = _decoded(rows, key, hashes, size, ends)
     if want_md5 and not md5:
         with path.open("rb") as file:
             md5 = hashlib.file_digest(file, "md5").hexdigest()
-    if (hashes, md5) != known:
-        _remember(digest, hashes, md5)
-    return decoded, hashes, md5
+    if (hashes, md5, ends) != known:
+        _remember(key, hashes, md5, ends)
+    return decoded, hashes, md5, ends
+
+
+def _ends(rows: "_Rows") -> tuple[float, float]:
+    """Which of `ENDS` the images run from and to; where none fits, the error says what to pass."""
+    kinds = {part.dtype.kind for part in rows.parts}
+    if kinds == {"b"}:
+        return 0.0, 1.0
+    if all(part.dtype == np.uint8 for part in rows.parts):
+        return 0.0, 255.0
+    found = np.array([[float(row.min()), float(row.max())] for row in map(rows, range(rows.count))])
+    for low, high in ENDS if "f" in kinds else ENDS[-1:]:
+        inside = (found[:, 0] >= low) & (found[:, 1] <= high)
+        if inside.mean() >= 1 - MOST_OUTSIDE:
+            return low, high
+    low, high = np.nanmin(found[:, 0]), np.nanmax(found[:, 1])
+    likely = next((n for n in (4095, 65535) if high <= n), high) if low >= 0 and "f" not in kinds else high
+    raise DataError(
+        f"{rows.path}: {rows.parts[0].dtype} images with values from {low:g} to {high:g}, neither 0 to 255 nor (as "
+        f"floats) 0 to 1 or -1 to 1. Pass those that are black and white, such as window=({min(low, 0):g}, {likely:g})."
+    )
 
 
 class _Changed(Exception):
@@ -110,13 +139,13 @@ class _Rows:
         return stat.st_size, stat.st_mtime_ns
 
 
-def _decoded(rows: _Rows, digest: str, hashes: list[str], size: tuple[int, int]) -> Stored:
+def _decoded(rows: _Rows, digest: str, hashes: list[str], size: tuple[int, int], ends: tuple[float, float]) -> Stored:
     """The images in the cache; fills `hashes`, where they are not known yet, on the way."""
 
     def make(i: int) -> np.ndarray:
         row = rows(i)
         try:
-            image = _pixels(row)
+            image = _pixels(row, ends)
         except Unreadable:
             hashes[i] = hash_pixels(row)
             raise
@@ -134,15 +163,18 @@ def _decoded(rows: _Rows, digest: str, hashes: list[str], size: tuple[int, int])
     return decoded
 
 
-def _pixels(row: np.ndarray) -> np.ndarray:
-    """uint8 (H, W, 1 or 3); alpha is dropped, floats 0..1 are multiplied by 255 and rounded."""
-    if row.dtype != np.uint8:
-        top = 1 if row.dtype.kind == "f" else 255
-        if not ((row >= 0) & (row <= top)).all():
+def _pixels(row: np.ndarray, ends: tuple[float, float]) -> np.ndarray:
+    """uint8 (H, W, 1 or 3), from black to white between the ends; alpha is dropped."""
+    low, high = ends
+    if row.dtype != np.uint8 or ends != (0, 255):
+        if ends in ENDS and not ((row >= low) & (row <= high)).all():
             raise Unreadable(
-                f"{row.dtype} values from {row.min()} to {row.max()}: expected 0 to {top}; scale all images alike"
+                f"{row.dtype} values from {row.min()} to {row.max()}: expected {low:g} to {high:g}; scale all images "
+                "alike"
             )
-        row = np.rint(row * (255 / top)).astype(np.uint8)
+        if row.dtype.kind == "f" and not np.isfinite(row).all():
+            raise Unreadable(f"{row.dtype} values of which some are no finite numbers")
+        row = np.rint(((row.astype(np.float64) - low) * (255 / (high - low))).clip(0, 255)).astype(np.uint8)
     return row[..., None] if row.ndim == 2 else row[..., :3]
 
 
@@ -153,20 +185,21 @@ def hash_pixels(image: np.ndarray) -> str:
     return digest.hexdigest()
 
 
-def _recall(digest: str, count: int) -> tuple[list[str], str]:
-    """Hashes of the rows and MD5 of the file with this SHA-256; empty strings where not known."""
+def _recall(digest: str, count: int) -> tuple[list[str], str, tuple[float, float] | None]:
+    """Hashes of the rows, MD5 of the file with this SHA-256, and black and white; empty where not known."""
     with suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile), np.load(_memory(digest)) as known:
+        low, high = map(float, known["ends"])
         if known["hashes"].shape == (count,):
-            return known["hashes"].astype(str).tolist(), str(known["md5"])
-    return [""] * count, ""
+            return known["hashes"].astype(str).tolist(), str(known["md5"]), (low, high)
+    return [""] * count, "", None
 
 
-def _remember(digest: str, hashes: list[str], md5: str) -> None:
+def _remember(digest: str, hashes: list[str], md5: str, ends: tuple[float, float]) -> None:
     path = _memory(digest)
     aside = path.with_suffix(f".{os.getpid()}.tmp")
     with suppress(OSError):  # then the file is read through again next time, no more
         with aside.open("wb") as file:
-            np.savez(file, hashes=np.array(hashes, "S"), md5=md5)
+            np.savez(file, hashes=np.array(hashes, "S"), md5=md5, ends=ends)
         os.replace(aside, path)
 
 

@@ -1,12 +1,13 @@
 """Sets that are arrays rather than files: .npz archives in MedMNIST's layout, read row by row and written.
 
-    {train,val,test}_images   (N, H, W), (N, H, W, 1), RGB or RGBA; whole numbers 0..255, or floats 0..1
+    {train,val,test}_images   (N, H, W), (N, H, W, 1), RGB or RGBA; whole numbers 0..255, or floats 0..1, -1..1 or
+                              0..255, bools, or anything with a `window`
     {train,val,test}_labels   (N,) or (N, 1): numbers or names; (N, K) of 0 and 1: K findings, or one-hot
     {train,val,test}_groups   (N,), optional: images of one patient share a text; "" is not known
     classes, positive, notes  texts, optional: names of the labels 0..K-1, which is positive, what to know
 
-or `images`, `labels` and `groups` alone, without official parts. All but images and labels are this library's own
-addition, which other readers pass over.
+or `images`, `labels` and `groups` alone, without official parts; also X_train and y_train, x and y. All but images and
+labels are this library's own addition, which other readers pass over.
 """
 
 import os
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from medvitlib.data.cache import Stored
-from medvitlib.data.decode import MAX_PIXELS
+from medvitlib.data.decode import MAX_PIXELS, Window
 from medvitlib.data.folder import SPLITS, Listing, Sample
 from medvitlib.data.sources.array_rows import Part, stored_rows
 from medvitlib.data.sources.labels import name_labels, texts_of
@@ -29,7 +30,12 @@ if TYPE_CHECKING:  # both import torch, for which `medvit data` need not wait
     from medvitlib.data.dataset import Dataset
     from medvitlib.data.splits import Split
 
-KINDS = ("images", "labels", "groups")
+KINDS = {
+    **dict.fromkeys(("images", "image", "imgs", "x", "data"), "images"),
+    **dict.fromkeys(("labels", "label", "y", "targets", "target"), "labels"),
+    **dict.fromkeys(("groups", "group", "patients", "patient_ids"), "groups"),
+}
+"""Names of arrays, in any case, before or after that of a part, and what each one holds."""
 ABOUT = ("classes", "positive", "notes")
 
 
@@ -76,6 +82,7 @@ def read_npz(
     name: str | None = None,
     positive: str | None = None,
     facts: Facts | None = None,
+    window: Window = None,
 ) -> Opened:
     """Open an .npz archive in MedMNIST's layout; its images are streamed into the cache, never held together.
 
@@ -83,6 +90,8 @@ def read_npz(
         size: (height, width) in pixels; images are stretched to it.
         positive: of K findings an image, the one to tell from its absence.
         facts: of the published set that the file holds.
+        window: the values shown as black and as white; None takes 0..255, and of floats 0..1, -1..1 or 0..255,
+            whichever holds 95 % of the images.
 
     Returns:
         ids are `train/00012`; hashes are SHA-256 of pixels and shape, so that one image in two parts is found.
@@ -97,14 +106,15 @@ def read_npz(
             told = Facts(about["classes"] or None, next(iter(about["positive"]), None), notes=about["notes"])
             facts = replace(told, md5=facts.md5, counts=facts.counts) if facts else told
         named = name_labels(_joined(path, parts), facts.classes, positive, str(path))
-        decoded, hashes, md5 = stored_rows(path, parts, size, want_md5=bool(facts.md5))
+        decoded, hashes, md5, ends = stored_rows(path, parts, size, bool(facts.md5), window)
     except BadNpz as error:
         raise DataError(f"{path} {error}. Copy or download it again.") from None
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error
     notes += list(dict.fromkeys(named.notes + facts.notes + _deviations(facts, parts, md5)))
-    if floats := {str(part.dtype) for part in parts if part.dtype.kind == "f"}:
-        notes.append(f"{', '.join(floats)} images from 0 to 1 were multiplied by 255 and rounded.")
+    if window is None and ends != (0, 255):
+        kinds = ", ".join(sorted({str(part.dtype) for part in parts}))
+        notes.append(f"{kinds} images from {ends[0]:g} to {ends[1]:g}: these were taken for black and white.")
     h, w = max(part.shape[1:3] for part in parts)
     if h < size[0] or w < size[1]:
         notes.append(f"images of {h}x{w} px are enlarged to {size[0]}x{size[1]}: that adds pixels, not detail.")
@@ -181,11 +191,11 @@ def _parts(path: Path, archive: zipfile.ZipFile) -> tuple[list[Part], dict[str, 
     beside, about = [], {key: [] for key in ABOUT}
     for member in archive.namelist():
         stem = member.removesuffix(".npy").lower()
-        split, _, kind = stem.rpartition("_")
         if stem in ABOUT:
             about[stem] = texts_of(read_member(archive, member), str(path))
-        elif kind in KINDS and (not split or split in SPLITS):
-            part = found.setdefault(SPLITS.get(split, ""), {})
+        elif meant := _meant(stem):
+            split, kind = meant
+            part = found.setdefault(split, {})
             if kind in part:
                 raise DataError(f"{path} holds {part[kind]} and {member}: keep one of them.")
             part[kind] = member
@@ -200,7 +210,26 @@ def _parts(path: Path, archive: zipfile.ZipFile) -> tuple[list[Part], dict[str, 
             f"{path} holds {', '.join(archive.namelist()[:8]) or 'nothing'}: expected images and labels as arrays "
             "train_images, train_labels, val_images, ... (MedMNIST's layout), or images and labels."
         )
-    return parts, about, [f"{', '.join(beside)}: not read."] if beside else []
+    notes = [f"{', '.join(beside)}: not read."] if beside else []
+    usual = {f"{split}_{kind}.npy".removeprefix("_") for split in order for kind in ("images", "labels", "groups")}
+    if other := [
+        f"{member} as {kind}" for split in found for kind, member in found[split].items() if member not in usual
+    ]:
+        notes.append(f"arrays were taken for what their names say: {', '.join(other)}.")
+    if len(types := {str(part.dtype) for part in parts}) > 1:
+        raise DataError(f"{path}: its parts have images of {' and '.join(sorted(types))}: expected one type in all.")
+    return parts, about, notes
+
+
+def _meant(stem: str) -> tuple[str, str] | None:
+    """The part and the kind of an array that is called so; None of any other."""
+    if stem in KINDS:
+        return "", KINDS[stem]
+    head, _, tail = stem.partition("_")
+    for split, kind in ((head, tail), (stem.rpartition("_")[2], stem.rpartition("_")[0])):
+        if split in SPLITS and kind in KINDS:
+            return SPLITS[split], KINDS[kind]
+    return None
 
 
 def _part(path: Path, archive: zipfile.ZipFile, split: str, members: dict[str, str]) -> Part:
@@ -213,8 +242,8 @@ def _part(path: Path, archive: zipfile.ZipFile, split: str, members: dict[str, s
         raise DataError(f"{what}: channels come last here: save images.transpose(0, 2, 3, 1) in C order.")
     if len(shape) not in (3, 4) or (len(shape) == 4 and shape[3] not in (1, 3, 4)) or 0 in shape[1:3]:
         raise DataError(f"{what}: expected (N, H, W) or (N, H, W, 1, 3 or 4): 2-D images. Volumes are not read.")
-    if dtype.kind not in "uif" or dtype.itemsize > 8:
-        raise DataError(f"{what}: expected uint8, whole numbers from 0 to 255, or floating point from 0 to 1.")
+    if dtype.kind not in "uifb" or dtype.itemsize > 8:
+        raise DataError(f"{what}: expected uint8, other whole numbers, floating point or bools.")
     if shape[1] * shape[2] > MAX_PIXELS:
         raise DataError(f"{what}: more than {MAX_PIXELS / 1e6:.0f} million pixels an image: cut it into tiles.")
     if fortran and shape[0] > 1:

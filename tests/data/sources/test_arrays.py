@@ -124,7 +124,10 @@ def test_one_image_in_two_parts_is_found_whatever_its_type(write, own_cache):
     assert duplicates(ds)["id"].tolist() == ["train/00002", "test/00005"]
     scaled = {k: (v / 255).astype(np.float32) if "images" in k else v[:, 0] for k, v in content.items()}
     floats = open_dataset(write(scaled, "floats.npz"), image_size=8)
-    assert floats.fingerprint == ds.fingerprint and "multiplied by 255" in floats.notes[0]
+    assert (
+        floats.fingerprint == ds.fingerprint
+        and "float32 images from 0 to 1: these were taken for black and white" in floats.notes[0]
+    )
     wide = {k: v.astype(np.int64) for k, v in content.items()}
     assert open_dataset(write(wide, "wide.npz"), image_size=8).fingerprint == ds.fingerprint
 
@@ -135,8 +138,61 @@ def test_a_picture_out_of_range_is_left_out_and_many_are_an_error(write, own_cac
     with pytest.warns(UserWarning, match="2 of 60"):
         ds = open_dataset(write(content), image_size=6)
     assert len(ds) == 58 and "00007" not in ds.ids and "expected 0 to 1" in ds.quarantine[0].reason
-    with pytest.raises(DataError, match=r"(?s)60 of 60 images.*expected 0 to 255; scale all images alike"):
+    with pytest.raises(DataError, match=r"values from 900 to 900, neither .* such as window=\(0, 4095\)"):
         open_dataset(write({"images": np.full((60, 6, 6), 900), "labels": content["labels"]}), image_size=6)
+
+
+def in_parts(images: np.ndarray, labels: np.ndarray, names: str) -> dict[str, np.ndarray]:
+    """Under names such as "X_{part}, y_{part}"."""
+    at = {"train": slice(0, 40), "test": slice(40, 60)}
+    keys = names.split(", ")
+    return {
+        k.format(part=part): v[rows] for part, rows in at.items() for k, v in zip(keys, (images, labels), strict=True)
+    }
+
+
+@pytest.mark.parametrize("names", ["X_{part}, y_{part}", "{part}_x, {part}_y", "x_{part}, labels_{part}"])
+def test_arrays_as_keras_and_others_call_them_are_read_and_said(write, own_cache, names):
+    images = np.random.default_rng(0).integers(0, 256, (60, 8, 8), dtype=np.uint8)
+    ds = open_dataset(write(in_parts(images, np.arange(60) % 2, names)), image_size=8)
+    assert (np.asarray(ds.images)[..., 0] == images).all() and (ds.splits == "test").sum() == 20
+    assert "were taken for what their names say" in ds.notes[-1] and "as images" in ds.notes[-1]
+    alone = open_dataset(write({"x": images, "y": np.arange(60) % 2}, "alone.npz"), image_size=8)
+    assert set(alone.splits) == {""} and (alone.labels == np.arange(60) % 2).all()
+
+
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        (lambda u: u / np.float32(255), "from 0 to 1"),
+        (lambda u: u / 127.5 - 1, "from -1 to 1"),
+        (lambda u: u.astype(np.float32), ""),
+        (lambda u: u.astype(np.uint16), ""),
+        (lambda u: u > 127, "from 0 to 1"),
+    ],
+)
+def test_values_of_any_kind_are_shown_from_black_to_white(write, own_cache, made, said):
+    images = np.random.default_rng(0).integers(0, 256, (60, 8, 8), dtype=np.uint8)
+    given = made(images)
+    expected = np.where(images > 127, 255, 0) if given.dtype == bool else images
+    path = write({"images": given, "labels": np.arange(60) % 2})
+    for _ in range(2):  # as found, and as remembered
+        ds = open_dataset(path, image_size=8)
+        assert (np.asarray(ds.images)[..., 0] == expected).all() and said in " ".join(ds.notes)
+
+
+@pytest.mark.parametrize("made", [lambda u: u.astype(np.uint16) * 16, lambda u: (u / 255 - 0.485) / 0.229])
+def test_values_that_could_mean_anything_need_a_window(write, own_cache, made):
+    images = np.random.default_rng(0).integers(0, 256, (60, 8, 8), dtype=np.uint8)
+    given = made(images)
+    path = write({"images": given, "labels": np.arange(60) % 2})
+    with pytest.raises(DataError, match=r"such as window=\((0, 4095|-2\.1\d*, 2\.2\d*)\)"):
+        open_dataset(path, image_size=8)
+    low, high = float(given.min()), float(given.max())
+    shown = np.asarray(open_dataset(path, image_size=8, window=(low, high)).images)[..., 0]
+    assert np.abs(shown - (given - low) / (high - low) * 255).max() <= 0.51
+    half = np.asarray(open_dataset(path, image_size=8, window=(low, 2 * high)).images)
+    assert half.max() < shown.max()
 
 
 def test_the_second_time_no_image_is_read(write, own_cache, monkeypatch):
@@ -162,7 +218,7 @@ def test_a_changed_file_is_read_anew_and_lost_hashes_are_made_again(write, own_c
 def test_a_file_that_changes_while_it_is_read_is_refused(write, own_cache, monkeypatch):
     path = write(arrays())
     original = array_rows._pixels
-    monkeypatch.setattr(array_rows, "_pixels", lambda row: (os.utime(path, (1, 1)), original(row))[1])
+    monkeypatch.setattr(array_rows, "_pixels", lambda *given: (os.utime(path, (1, 1)), original(*given))[1])
     with pytest.raises(DataError, match="changed while it was being opened"):
         open_dataset(path, image_size=8)
     assert not list(own_cache.rglob("*.npy"))
@@ -183,7 +239,7 @@ def test_a_file_that_changes_while_it_is_read_is_refused(write, own_cache, monke
         ({"train_images": np.zeros((12, 9, 9, 9), np.uint8)}, "Volumes are not read"),
         ({"train_images": np.zeros((12, 63), np.uint8)}, r"expected \(N, H, W\)"),
         ({"train_images": np.zeros((12, 0, 7), np.uint8)}, r"expected \(N, H, W\)"),
-        ({"train_images": np.zeros((12, 9, 7), bool)}, "expected uint8"),
+        ({"train_images": np.zeros((12, 9, 7), bool)}, "images of bool and uint8: expected one type"),
         ({"train_images": np.zeros((12, 9, 7), "M8[s]")}, "expected uint8"),
         ({"train_images": np.asfortranarray(arrays()["train_images"])}, "Fortran order"),
         ({"train_images": np.array([None] * 12)}, "pickled Python objects"),
@@ -193,7 +249,7 @@ def test_a_file_that_changes_while_it_is_read_is_refused(write, own_cache, monke
         ({"classes": np.array(["a", "b", "a"])}, "expected different ones"),
         ({f"{name}_labels": np.full(n, b"\xff") for name, n in COUNTS.items()}, "save them as str"),
         ({"train_groups": np.full(12, b"\xff")}, "save them as str"),
-        ({name: None for name in arrays()} | {"x": np.zeros(3)}, "MedMNIST's layout"),
+        ({name: None for name in arrays()} | {"z": np.zeros(3)}, "MedMNIST's layout"),
         ({f"{name}_labels": np.zeros(n, int) for name, n in COUNTS.items()}, "one class only"),
     ],
 )

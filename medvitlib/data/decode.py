@@ -56,7 +56,8 @@ SUFFIXES = {
 DICOM = {".dcm", ".dicom", ".ima"}
 """Endings of DICOM files, which often have none."""
 
-_BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # TIFF 6.0
+_WIDTH, _HEIGHT, _SAMPLES, _BITS_PER_SAMPLE = 256, 257, 277, 258  # TIFF 6.0
+_PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0
 _PLANES, _APART = 284, 2
 _SAMPLE_FORMAT, _UNSIGNED = 339, 1
 _ORIENTATION = 0x112  # EXIF
@@ -193,10 +194,10 @@ def _decoded(data: bytes, kind: str) -> np.ndarray:
         return _pixels(pillow)
     if kind == "TIFF" and _in_deep_planes(data):
         raise Unreadable("a TIFF of more than 8 bits with its colours in planes apart: save it as a PNG")
-    if kind == "TIFF" and _number_format(data) != _UNSIGNED:
+    tags = _entries(data) if kind == "TIFF" else {}
+    if max(tags.get(_SAMPLE_FORMAT, (_UNSIGNED,))) != _UNSIGNED:
         return _signed_or_float(pillow)
-    tags = pillow.tag_v2 if kind == "TIFF" and pillow is not None else {}
-    if tags and pillow.mode == "RGBA" and max(tags.get(_BITS_PER_SAMPLE, (8,))) == 8:
+    if tags and pillow is not None and pillow.mode == "RGBA" and max(tags.get(_BITS_PER_SAMPLE, (8,))) == 8:
         return np.array(ImageOps.exif_transpose(pillow))[..., :3]  # OpenCV would multiply the colours by alpha
     data = _bare(data) if kind == "PNG" else data
     try:
@@ -207,8 +208,8 @@ def _decoded(data: bytes, kind: str) -> np.ndarray:
         raise Unreadable(f"damaged {kind}: its header reads, its pixels do not")
     if kind == "TIFF" and pillow is None and image.dtype == np.uint8:
         raise Unreadable("a TIFF of a pixel type that would lose its depth (16-bit with alpha): save it without alpha")
-    if image.dtype == np.uint16 and tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
-        image = 2 ** max(tags.get(_BITS_PER_SAMPLE, (16,))) - 1 - image  # OpenCV turns 8-bit pixels round, not these
+    if image.dtype == np.uint16 and pillow is not None and tags.get(_PHOTOMETRIC) == (_WHITE_IS_ZERO,):
+        image = 65535 - image  # OpenCV turns 8-bit pixels round, but not these
     if image.dtype not in (np.uint8, np.uint16):
         raise Unreadable(f"{image.dtype} pixels: save it as 8-bit or 16-bit unsigned")
     if image.ndim == 2:
@@ -291,9 +292,9 @@ def _check_bytes(data: bytes, kind: str) -> None:
         bits = depth * {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}.get(colour, 1)
     elif kind == "TIFF":
         entries = _entries(data)
-        width, height = (int(entries.get(tag, 0)) for tag in (256, 257))
+        width, height = (entries.get(tag, (0,))[0] for tag in (_WIDTH, _HEIGHT))
         depths = entries.get(_BITS_PER_SAMPLE, (8,))
-        bits = max(depths) * max(int(entries.get(277, 1)), len(depths))
+        bits = max(depths) * max(entries.get(_SAMPLES, (1,))[0], len(depths))
     else:
         return
     if width * height * bits > 8 * MAX_BYTES:
@@ -330,12 +331,7 @@ def _check_whole(data: bytes, kind: str) -> Image.Image | None:
 def _in_deep_planes(tiff: bytes) -> bool:
     """Whether a TIFF stores colours of 16 bits one after the other: OpenCV gives unset memory for them."""
     entries = _entries(tiff)
-    return entries.get(_PLANES) == _APART and max(entries.get(_BITS_PER_SAMPLE, (8,))) > 8
-
-
-def _number_format(tiff: bytes) -> int:
-    formats = _entries(tiff).get(_SAMPLE_FORMAT, (_UNSIGNED,))
-    return max(formats) if isinstance(formats, tuple) else int(formats)
+    return entries.get(_PLANES) == (_APART,) and max(entries.get(_BITS_PER_SAMPLE, (8,))) > 8
 
 
 def _signed_or_float(pillow: Image.Image | None) -> np.ndarray:
@@ -345,16 +341,21 @@ def _signed_or_float(pillow: Image.Image | None) -> np.ndarray:
     return np.array(ImageOps.exif_transpose(pillow))[..., None]
 
 
-def _entries(tiff: bytes) -> dict[int, object]:
-    """The tags of a TIFF's first page; none where they cannot be read: the decoder says what is wrong."""
-    wanted = (256, 257, _BITS_PER_SAMPLE, 277, _PLANES, _SAMPLE_FORMAT)
+def _entries(tiff: bytes) -> dict[int, tuple[int, ...]]:
+    """Tags of a TIFF's first page, as numbers; those that cannot be read are left out, and the decoder says why."""
+    wanted = (_WIDTH, _HEIGHT, _BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLES, _PLANES, _SAMPLE_FORMAT)
+    found: dict[int, tuple[int, ...]] = {}
     with suppress(Exception):  # damage of any kind
         entries = ImageFileDirectory_v2(tiff[: 16 if b"+" in tiff[2:4] else 8])
         file = io.BytesIO(tiff)
         file.seek(entries.next)
         entries.load(file)
-        return {tag: entries[tag] for tag in wanted if tag in entries}
-    return {}
+        for tag in wanted:
+            value = entries.get(tag, ())
+            value = value if isinstance(value, tuple) else (value,)
+            if value and all(isinstance(number, int) for number in value):
+                found[tag] = value
+    return found
 
 
 def _bare(png: bytes) -> bytes:

@@ -14,6 +14,8 @@ from medvitlib.data.decode import MAX_BYTES, MAX_PIXELS, Unreadable, Window, sil
 from medvitlib.data.tables import known_group
 
 MAGIC = b"DICM"  # at byte 128
+LONGEST = 120
+"""Characters of another library's message that are shown."""
 DEFLATED = b"1.2.840.10008.1.2.1.99"
 HEADER = {
     **dict.fromkeys(("PatientID", "StudyInstanceUID", "SeriesInstanceUID"), True),
@@ -57,11 +59,11 @@ def decode_dicom(data: bytes, window: Window = None) -> np.ndarray:
         file = pydicom.dcmread(io.BytesIO(data))
         frames, size = int(file.get("NumberOfFrames") or 1), int(file.Rows) * int(file.Columns)
         kind = str(file.PhotometricInterpretation)
+        samples = int(file.get("SamplesPerPixel") or 1) * int(file.get("BitsAllocated") or 8)
     except Exception as error:  # its parser raises whatever the damage provokes
         raise Unreadable(f"damaged DICOM file, or one without pixels: {_first_line(error)}") from None
     if frames > 1:
         raise Unreadable(f"a DICOM file of {frames} frames: save the one that is meant as a file of its own")
-    samples = int(file.get("SamplesPerPixel") or 1) * int(file.get("BitsAllocated") or 8)
     if size > MAX_PIXELS or size * samples > 8 * MAX_BYTES:
         raise Unreadable(f"claims {file.Columns}x{file.Rows} px, more than {MAX_PIXELS / 1e6:.0f} million pixels")
     try:
@@ -224,4 +226,5 @@ def _first(value) -> float:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    text = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]} ..."  # pydicom quotes whole values, of patients too

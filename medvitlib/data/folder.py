@@ -3,6 +3,7 @@
 Layouts, tried in this order:
     FOLDER/{train,val,test}/CLASS/...    split folders, in any case (also training, valid, dev, testing, eval ...)
     FOLDER/CLASS/...                     class folders; folders below a class belong to it
+    FOLDER/CLASS/{train,val,test}/...    the other way round
     either of them one or two folders further down, as Kaggle's doubled folders have it
     MANIFEST.csv                         columns `path` and `class` (or `label`), optionally `split` and `group` (or
                                          `patient_id`, `subject` and the like: `medvitlib.data.tables`);
@@ -108,29 +109,60 @@ def scan(source: Path, layout: str | None = None) -> Listing:
             )
         return _manifest(source)
     folder, notes = _descend(source)
-    parts = {child: SPLITS.get(child.name.lower()) for child in _folders(folder)}
-    if any(parts.values()):
-        beside = sorted(child.name for child, split in parts.items() if split is None)
-        if beside:
-            notes.append(f"{', '.join(beside)}: folders beside the split folders of {folder}, not read.")
-        if other := [f"{child.name} for {split}" for child, split in parts.items() if child.name.lower() in UNUSUAL]:
-            notes.append(f"folders were taken as parts: {', '.join(other)}.")
-        chosen = {child: split for child, split in parts.items() if split}
-        how = f"class folders in {', '.join(child.name for child in chosen)}, which are its official parts"
-        listing = _classes(folder, chosen)
-    else:
-        how = "a folder for each class" if layout != LAYOUTS[1] else f"class folders in each folder (layout={layout!r})"
-        listing = _classes(folder, _class_parents(folder, layout))
+    listing = _read(folder, layout)
     _check(source, listing)
     if hidden := _hidden(source):
         notes.append(f"{hidden} hidden files (a dot in front, or in __MACOSX) passed over.")
     below = "" if folder == source else f" below {readable(folder.relative_to(source).as_posix())}"
-    return replace(listing, notes=notes + listing.notes, how=how + below)
+    return replace(listing, notes=notes + listing.notes, how=listing.how + below)
+
+
+def _read(folder: Path, layout: str | None) -> Listing:
+    """A folder in the one of the layouts that it has."""
+    tops = _folders(folder)
+    parts = {top: split for top in tops if layout != LAYOUTS[0] and (split := SPLITS.get(top.name.lower()))}
+    if layout is None and len(tops) > 1 and all(map(_holds_parts, tops)):
+        places = [(part, readable(top.name), SPLITS[part.name.lower()]) for top in tops for part in _folders(top)]
+        listing = _listed(folder, places, sum(map(_loose, (folder, *tops))))
+        return replace(listing, how="a folder for each class, with folders of its official parts in it")
+    if not parts:
+        how = "a folder for each class" if layout != LAYOUTS[1] else f"class folders in each folder (layout={layout!r})"
+        return replace(_classes(folder, _class_parents(folder, layout)), how=how)
+    if len(parts) > 1 or len(tops) > 1:
+        _refuse_flat(folder, list(parts))
+    notes = []
+    if beside := [top.name for top in tops if top not in parts]:
+        notes.append(f"{', '.join(beside)}: folders beside the split folders of {folder}, not read.")
+    if other := [f"{part.name} for {split}" for part, split in parts.items() if part.name.lower() in UNUSUAL]:
+        notes.append(f"folders were taken as parts: {', '.join(other)}.")
+    listing = _classes(folder, parts)
+    how = f"class folders in {', '.join(part.name for part in parts)}, which are its official parts"
+    return replace(listing, notes=notes + listing.notes, how=how)
+
+
+def _refuse_flat(folder: Path, parts: list[Path]) -> None:
+    """Say what train/ and test/ without class folders can be; a table beside them says which class is which."""
+    if any(map(_folders, parts)) or not any(map(_loose, parts)) or list(folder.glob("*.csv")):
+        return
+    names = ", ".join(part.name for part in parts)
+    raise DataError(
+        f"{printable(folder)}: {names} {'holds' if len(parts) == 1 else 'hold'} images and no class folders. Pass "
+        f'layout="CLASS" (--layout) if {names} {"is a class" if len(parts) == 1 else "are classes"}; put a folder for '
+        "each class into each part otherwise."
+    )
 
 
 def _class_parents(folder: Path, layout: str | None) -> dict[Path, str]:
     """The folders that hold class folders: this one, or those in it."""
     tops = _folders(folder)
+    for top in tops:
+        again = {child.name for child in _folders(top)} & {other.name for other in tops} - {top.name}
+        if len(again) == len(tops) - 1 > 1:
+            raise DataError(
+                f"{printable(top)} holds folders of the same names as those beside it "
+                f"({', '.join(sorted(again)[:4])}): a copy of the set in itself, as unpacking twice leaves. Remove it, "
+                "or open it alone."
+            )
     if layout is None and (doubt := _doubt(tops)):
         raise DataError(f"{printable(folder)}: {doubt}")
     return {top: "" for top in tops} if layout == "*/CLASS" else {folder: ""}
@@ -160,6 +192,12 @@ def _doubt(tops: list[Path]) -> str:
     return ""
 
 
+def _holds_parts(top: Path) -> bool:
+    """Whether a folder is a class, cut in official parts: train/ and test/ that hold images, and nothing else."""
+    inner = _folders(top)
+    return bool(inner) and all(one.name.lower() in SPLITS and _loose(one) and not _folders(one) for one in inner)
+
+
 def _folders(folder: Path) -> list[Path]:
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
@@ -174,6 +212,8 @@ def _descend(source: Path) -> tuple[Path, list[str]]:
     for _ in range(3):
         children = _folders(folder)
         if any(child.name.lower() in SPLITS for child in children):
+            break
+        if len(children) > 1 and all(map(_holds_parts, children)):
             break
         inner = [child for child in children if any(f.name.lower() in SPLITS for f in _folders(child))]
         if inner and len(sets := [child.name for child in children if child in inner or _folders(child)]) > 1:
@@ -193,21 +233,28 @@ def _descend(source: Path) -> tuple[Path, list[str]]:
 
 def _classes(folder: Path, parts: dict[Path, str]) -> Listing:
     """Samples of every class folder in each of `parts`."""
-    samples, side_files, loose, empty = [], [], 0, []
-    for part, split in parts.items():
-        loose += _loose(part)
-        for class_folder in _folders(part):
-            before = len(samples)
-            for path in _walk(class_folder):
-                if path.name.upper() == "DICOMDIR":  # the index of a disc, which has no picture
-                    side_files.append(path)
-                elif (suffix := path.suffix.lower()) in SUFFIXES or suffix in OTHER_IMAGES or is_image(path):
-                    ident = readable(path.relative_to(folder).as_posix())
-                    samples.append(Sample(path, ident, readable(class_folder.name), split))
-                else:
-                    side_files.append(path)
-            if len(samples) == before:
-                empty.append(readable(class_folder.relative_to(folder).as_posix()))
+    places = [(one, readable(one.name), split) for part, split in parts.items() for one in _folders(part)]
+    return _listed(folder, places, sum(map(_loose, parts)))
+
+
+def _listed(folder: Path, places: list[tuple[Path, str, str]], loose: int) -> Listing:
+    """Samples of folders, of each of which the class and the official part are known.
+
+    Args:
+        loose: images outside of them.
+    """
+    samples, side_files, empty = [], [], []
+    for place, label, split in places:
+        before = len(samples)
+        for path in _walk(place):
+            if path.name.upper() == "DICOMDIR":  # the index of a disc, which has no picture
+                side_files.append(path)
+            elif (suffix := path.suffix.lower()) in SUFFIXES or suffix in OTHER_IMAGES or is_image(path):
+                samples.append(Sample(path, readable(path.relative_to(folder).as_posix()), label, split))
+            else:
+                side_files.append(path)
+        if len(samples) == before:
+            empty.append(readable(place.relative_to(folder).as_posix()))
     notes = [f"{loose} images lie outside any class folder and were not read."] if loose and samples else []
     notes += [f"no image in {', '.join(empty)}: not taken for a class."] if empty and samples else []
     return _without_masks(Listing(folder, samples, side_files, notes))

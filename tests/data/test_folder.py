@@ -226,3 +226,28 @@ def test_dev_and_eval_are_parts_and_it_is_said(tmp_path, write_image):
     listing = scan(tmp_path)
     assert {sample.split for sample in listing.samples} == {"train", "val", "test"}
     assert "folders were taken as parts: dev for val, eval for test." in listing.notes
+
+
+def test_parts_inside_class_folders_are_official_parts(tmp_path, write_classes):
+    for name in ("benign", "malignant"):
+        write_classes(tmp_path / name, {"train": 3, "Test": 2})
+    listing = scan(tmp_path)
+    assert found(listing)["benign/Test/img_1.png"] == ("benign", "test")
+    assert found(listing)["malignant/train/img_0.png"] == ("malignant", "train") and len(listing.samples) == 10
+    assert listing.how == "a folder for each class, with folders of its official parts in it"
+
+
+@pytest.mark.parametrize("names", [("control", "test"), ("train", "test"), ("a", "b", "validation")])
+def test_a_class_that_is_called_like_a_part_has_to_be_named_one(tmp_path, write_classes, names):
+    write_classes(tmp_path, dict.fromkeys(names, 2))
+    with pytest.raises(DataError, match=r'no class folders\. Pass layout="CLASS" \(--layout\) if .* put a folder'):
+        scan(tmp_path)
+    assert {sample.label for sample in scan(tmp_path, "CLASS").samples} == set(names)
+
+
+def test_a_set_unpacked_into_itself_is_not_a_class_of_its_own(tmp_path, write_classes):
+    write_classes(tmp_path / "set", {"a": 2, "b": 2})
+    write_classes(tmp_path / "set" / "set", {"a": 2, "b": 2})
+    with pytest.raises(DataError, match=r"same names as those beside it \(a, b\): a copy of the set in itself"):
+        scan(tmp_path / "set")
+    assert len(scan(tmp_path / "set" / "set").samples) == 4

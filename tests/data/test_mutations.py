@@ -1,16 +1,19 @@
-"""Hundreds of damaged files: each is set aside with a reason or read as a proper image; nothing else may happen."""
+"""A thousand and more damaged files: each is set aside with a reason or read as an image; nothing else may happen."""
 
 import io
 import random
 import struct
 import zlib
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
 from medvitlib.data import open_dataset
-from medvitlib.data.decode import decode, fit
+from medvitlib.data.decode import Unreadable, decode, fit
+from medvitlib.data.incoming import read
+from medvitlib.data.transforms import Preprocessing
 from medvitlib.errors import DataError
 
 ENDINGS = {"PNG": ".png", "JPEG": ".jpg", "BMP": ".bmp", "TIFF": ".tif"}
@@ -103,6 +106,80 @@ def test_a_damaged_image_is_set_aside_or_read(tmp_path, mutation):
         assert (ds.images[i] == fit(image, (16, 16))).all()
         if ident.endswith(".png"):  # what has a checksum is never read wrongly
             assert (image == decode(originals[ident], ident)).all()
+
+
+def dicom(rng: random.Random) -> bytes:
+    """One of the forms that DICOM files have, compressed or not, with or without what says how it is shown."""
+    from pydicom import dcmread
+    from pydicom.uid import DeflatedExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
+
+    from medvitlib.data.dicom import save_dicom
+
+    buffer = io.BytesIO()
+    pixels = np.random.default_rng(rng.randrange(2**32)).integers(0, 256, (17, 23), dtype=np.uint8)
+    save_dicom(buffer, pixels, inverted=rng.random() < 0.3)
+    file = dcmread(io.BytesIO(buffer.getvalue()))
+    if rng.random() < 0.5:
+        file.PixelData = (pixels.astype(np.int16) * 12 - 900).tobytes()
+        file.BitsAllocated, file.BitsStored, file.HighBit, file.PixelRepresentation = 16, 16, 15, 1
+        file.RescaleSlope, file.RescaleIntercept = rng.choice((1, 2.5)), rng.choice((0, -1024))
+    if rng.random() < 0.5:
+        file.WindowCenter, file.WindowWidth = rng.choice(((40, 400), ([40, 80], [400, 800]), ("", ""), (0, 1)))
+    if rng.random() < 0.3:
+        file.add_new("PixelPaddingValue", "SS" if file.PixelRepresentation else "US", int(pixels[0, 0]))
+    syntax = rng.choice((None, ImplicitVRLittleEndian, DeflatedExplicitVRLittleEndian, RLELossless))
+    if syntax == RLELossless:
+        file.compress(syntax)
+    elif syntax:
+        file.file_meta.TransferSyntaxUID = syntax
+    target = io.BytesIO()
+    implicit = {"implicit_vr": True, "little_endian": True} if syntax == ImplicitVRLittleEndian else {}
+    file.save_as(target, enforce_file_format=True, **implicit)
+    return target.getvalue()
+
+
+def tiff(rng: random.Random) -> bytes:
+    """A TIFF of more than 8 bits, signed, floating, or compressed."""
+    pixels = np.random.default_rng(rng.randrange(2**32)).integers(0, 4096, (17, 23, 3))
+    kind = rng.choice((np.uint16, np.int16, np.int32, np.float32))
+    pixels = pixels[..., 0] if rng.random() < 0.6 or kind == np.int32 else pixels
+    flags = [cv2.IMWRITE_TIFF_COMPRESSION, rng.choice((1, 5, 8, 32946))]
+    return cv2.imencode(".tiff", pixels.astype(kind), flags)[1].tobytes()
+
+
+def header_changed(data: bytes, rng: random.Random) -> bytes:
+    """A value in the first or last part, where DICOM and TIFF keep what describes the pixels."""
+    data, at = bytearray(data), rng.randrange(132, min(len(data), 900))
+    at = at if rng.random() < 0.6 else rng.randrange(max(0, len(data) - 200), len(data))
+    for k in range(rng.choice((1, 2, 4))):
+        if at + k < len(data):
+            data[at + k] = rng.choice((0, 1, 255, rng.randrange(256)))
+    return bytes(data)
+
+
+SCANS = 250  # of each kind
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("window", [None, (0.0, 4095.0)])
+@pytest.mark.parametrize("make", [dicom, tiff])
+def test_a_damaged_scan_is_a_picture_or_a_reason(tmp_path, make, window):
+    """As a set and as something to answer on: nothing but a reason may come of one."""
+    rng = random.Random(f"{make.__name__}{window}")
+    ways, good = (truncated, flipped, overwritten, header_changed, header_changed, header_changed), 0
+    for k in range(SCANS):
+        path = tmp_path / "set" / "ab"[k % 2] / f"{k:03d}{'.tif' if make is tiff else ''}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        original = make(rng)
+        path.write_bytes(original if k < 6 else rng.choice(ways)(original, rng))
+        try:
+            image = read(str(path), None, Preprocessing((16, 16), (0.5,) * 3, (0.5,) * 3, window=window))
+            assert image.dtype == np.uint8 and image.shape[:2] == (16, 16)
+            good += 1
+        except Unreadable as reason:
+            assert str(reason).strip() and len(str(reason)) < 400
+    ds = open_dataset(tmp_path / "set", image_size=16, max_bad=1.0, window=window, quiet=True)
+    assert len(ds) == good and len(ds) + len(ds.quarantine) == SCANS and 0.05 * SCANS < good < 0.95 * SCANS
 
 
 def test_renamed_emptied_and_foreign_files_are_set_aside(tmp_path):

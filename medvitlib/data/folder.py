@@ -14,7 +14,7 @@ Files and folders that start with a dot, and __MACOSX, are left out.
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -246,7 +246,7 @@ def _listed(folder: Path, places: list[tuple[Path, str, str]], loose: int) -> Li
     samples, side_files, empty = [], [], []
     for place, label, split in places:
         before = len(samples)
-        for path in _walk(place):
+        for path in walk(place):
             if path.name.upper() == "DICOMDIR":  # the index of a disc, which has no picture
                 side_files.append(path)
             elif (suffix := path.suffix.lower()) in SUFFIXES or suffix in OTHER_IMAGES or is_image(path):
@@ -291,8 +291,11 @@ def _is_hidden(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
 
 
-def _walk(folder: Path) -> Iterator[Path]:
+def walk(folder: Path, unlisted: Callable[[OSError], None] | None = None) -> Iterator[Path]:
     """Every file below `folder` that is not hidden, in a fixed order; linked folders are followed, each once.
+
+    Args:
+        unlisted: told of a folder that cannot be listed; None raises.
 
     Raises:
         DataError: a folder that cannot be listed: its images would be missing without a word.
@@ -302,7 +305,7 @@ def _walk(folder: Path) -> Iterator[Path]:
         raise DataError(f"{printable(error.filename)} cannot be read: {error.strerror}.") from None
 
     seen = {os.path.realpath(folder)}
-    for parent, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
+    for parent, folders, files in os.walk(folder, onerror=unlisted or refuse, followlinks=True):
         real = {name: os.path.realpath(os.path.join(parent, name)) for name in sorted(folders)}
         folders[:] = [name for name, place in real.items() if not _is_hidden(name) and place not in seen]
         seen.update(real.values())
@@ -310,7 +313,7 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 
 def _hidden(folder: Path) -> int:
-    """How many files `_walk` and `_folders` pass over."""
+    """How many files `walk` and `_folders` pass over."""
     count, below = 0, set()
     for parent, folders, files in os.walk(folder):
         if parent in below:

@@ -12,6 +12,7 @@ import torch
 
 from medvitlib.data.decode import DICOM, SUFFIXES, Unreadable, decode, fit, is_grey, is_image
 from medvitlib.data.dicom import decode_dicom, is_dicom
+from medvitlib.data.folder import walk
 from medvitlib.data.remote import fetch, is_address
 from medvitlib.data.transforms import Preprocessing
 from medvitlib.errors import DataError
@@ -90,15 +91,13 @@ def read(name: str, given: Given, expected: Preprocessing, allow_private: bool =
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """Every file below that is called like an image, or is one by its first bytes, in order, one folder at a time."""
-    for place, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
-            path = Path(place, name)
-            if name.startswith(".") or name.upper() == "DICOMDIR":
-                continue
-            if path.suffix.lower() in SUFFIXES.keys() | DICOM or is_image(path):
-                yield path
+    """Every file below that is called like an image, or is one by its first bytes, in order, one folder at a time; and
+    every folder that cannot be listed, so that it is missed."""
+    unlisted: list[OSError] = []
+    for path in walk(folder, unlisted.append):
+        if path.name.upper() != "DICOMDIR" and (path.suffix.lower() in SUFFIXES.keys() | DICOM or is_image(path)):
+            yield path
+    yield from (Path(error.filename) for error in unlisted)
 
 
 def _chained(first: Path, rest: Iterator[Path]) -> Iterator[Path]:

@@ -15,13 +15,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
+from typing import Any
 
 import cv2
 import numpy as np
 from filelock import FileLock
 
-from medvitlib.data.decode import DECODER_VERSION, Unreadable, Window, fit, is_grey, stored_values, to_8_bit
-from medvitlib.data.dicom import decode_dicom, is_dicom
+from medvitlib.data.decode import DECODER_VERSION, Unreadable, Window, fit, is_grey
+from medvitlib.data.read_image import read_image
 from medvitlib.errors import DataError, printable
 from medvitlib.paths import cache_dir
 from medvitlib.progress import track
@@ -30,17 +31,21 @@ WORKERS = min(8, os.cpu_count() or 1)  # OpenCV and hashlib release the interpre
 _CHUNK_BYTES = 64 * 2**20  # decoded images in flight: memory stays the same however many there are
 
 
+Facts = dict[str, dict[int, Any]]
+
+
 @dataclass(frozen=True)
 class Stored:
     """An array of images on disk: uint8 (N, C, H, W) in .npy format; rows named in `reasons` are empty.
 
-    `ranges` has the smallest and the largest stored value of each row that had more than 8 bits.
+    `facts` has, by row, under "ranges" the smallest and the largest stored value of files of more than 8 bits, and
+    under "pages" the number of pages of files with several.
     """
 
     path: Path
     shape: tuple[int, int, int, int]
     reasons: dict[int, str]
-    ranges: dict[int, tuple[float, float]] = field(default_factory=dict)
+    facts: Facts = field(default_factory=dict)
 
 
 def file_hashes(paths: Sequence[Path]) -> list[str]:
@@ -93,16 +98,15 @@ def stored_contents(
     window: Window = None,
 ) -> Stored:
     """As `stored_files`, for encoded images from anywhere: `read(i)` gives one, or raises Unreadable."""
-    ranges: dict[int, tuple[float, float]] = {}
+    facts: Facts = {"ranges": {}, "pages": {}}
 
     def make(i: int) -> np.ndarray:
-        data = read(i)
-        if is_dicom(data):
-            return fit(decode_dicom(data, window), size)
-        values = stored_values(data, names[i])
-        if values.dtype != np.uint8:
-            ranges[int(i)] = float(values.min()), float(values.max())
-        return fit(to_8_bit(values, window), size)
+        picture = read_image(read(i), names[i], window)
+        if picture.ends is not None:
+            facts["ranges"][int(i)] = picture.ends
+        if picture.pages > 1:
+            facts["pages"][int(i)] = picture.pages
+        return fit(picture.pixels, size)
 
     def channels() -> Iterator[int]:
         spread = np.linspace(0, len(names) - 1, 16).astype(int)
@@ -112,7 +116,7 @@ def stored_contents(
     # what the file's ending claims stands in the reason why it cannot be used, so it belongs to the key
     files = [f"{digest}{PurePath(name).suffix.lower()}" for digest, name in zip(hashes, names, strict=True)]
     parameters = {"files": files, "size": size, "decoder": DECODER_VERSION} | ({"window": window} if window else {})
-    return stored(parameters, len(names), size, make, channels(), "decoding images", ranges)
+    return stored(parameters, len(names), size, make, channels(), "decoding images", facts)
 
 
 def stored(
@@ -122,7 +126,7 @@ def stored(
     make: Callable[[int], np.ndarray],
     channels: Iterator[int],
     what: str = "rendering images",
-    ranges: dict[int, tuple[float, float]] | None = None,
+    facts: Facts | None = None,
 ) -> Stored:
     """The array that `parameters` (JSON-able) name; built by calling `make(i)` for each row if it is not there.
 
@@ -132,7 +136,7 @@ def stored(
         make: gives uint8 (H, W, 1 or 3), or raises Unreadable, which leaves the row empty and is remembered.
         channels: 1 or 3, to try in turn; 1 fails on the first coloured image.
         what: shown beside the progress.
-        ranges: filled by `make`, and kept: see `Stored`.
+        facts: filled by `make`, and kept: see `Stored`.
 
     Raises:
         DataError: if the cache cannot be written.
@@ -149,7 +153,7 @@ def stored(
             with one_opencv_thread():
                 for c in channels:
                     with suppress(_NotGrey):
-                        return _build(path, (count, c, *size), make, what, {} if ranges is None else ranges)
+                        return _build(path, (count, c, *size), make, what, {} if facts is None else facts)
             raise AssertionError("three channels hold any image")
     except OSError as error:
         need = count * size[0] * size[1] * 3 / 1e6
@@ -164,7 +168,7 @@ class _NotGrey(Exception):
 
 
 def _build(
-    path: Path, shape: tuple[int, int, int, int], make: Callable[[int], np.ndarray], what: str, ranges: dict
+    path: Path, shape: tuple[int, int, int, int], make: Callable[[int], np.ndarray], what: str, facts: Facts
 ) -> Stored:
     aside = path.with_suffix(".building")
     reasons: dict[int, str] = {}
@@ -190,8 +194,8 @@ def _build(
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
-    _write_meta(path, shape, reasons, crc, ranges)
-    return Stored(path, shape, reasons, dict(ranges))
+    _write_meta(path, shape, reasons, crc, facts)
+    return Stored(path, shape, reasons, facts)
 
 
 def _upto(start: int, step: int, stop: int) -> range:
@@ -249,9 +253,8 @@ def _open(path: Path, count: int, size: tuple[int, int]) -> Stored | None:
             with suppress(OSError):  # a read-only cache is checked each time
                 _write_json(path.with_suffix(".json"), meta | {"mtime_ns": stat.st_mtime_ns})
         reasons = {int(i): str(reason) for i, reason in meta["reasons"].items()}
-        ranges = {int(i): (float(low), float(high)) for i, (low, high) in meta.get("ranges", {}).items()}
-        inside = all(0 <= i < count for i in (*reasons, *ranges))
-        return Stored(path, shape, reasons, ranges) if inside else None
+        facts = {name: {int(i): value for i, value in rows.items()} for name, rows in meta.get("facts", {}).items()}
+        return Stored(path, shape, reasons, facts) if all(0 <= i < count for i in reasons) else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):
         return None
 
@@ -264,10 +267,10 @@ def _checksum(path: Path) -> int:
     return crc
 
 
-def _write_meta(path: Path, shape: tuple, reasons: dict[int, str], crc: int, ranges: dict) -> None:
+def _write_meta(path: Path, shape: tuple, reasons: dict[int, str], crc: int, facts: Facts) -> None:
     stat = path.stat()
     meta = {"shape": shape, "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns, "crc32": crc, "reasons": reasons}
-    meta |= {"ranges": ranges}
+    meta |= {"facts": facts}
     _write_json(path.with_suffix(".json"), meta)
 
 

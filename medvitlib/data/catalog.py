@@ -13,7 +13,7 @@ import numpy as np
 from medvitlib.data import phantoms
 from medvitlib.data.cache import file_hashes, stored_files
 from medvitlib.data.dataset import Dataset, Quarantined
-from medvitlib.data.decode import SUFFIXES, Window, check_window, content_kind, height_and_width
+from medvitlib.data.decode import HEAD, SUFFIXES, Window, check_window, content_kind, height_and_width
 from medvitlib.data.describe import understood
 from medvitlib.data.folder import Listing, Sample, readable, scan
 from medvitlib.data.groups import assign_groups
@@ -184,7 +184,7 @@ def wrong_endings(samples: list[Sample]) -> list[str]:
         if claimed is None:
             continue
         with suppress(OSError), open(sample.path, "rb") as file:
-            kind = content_kind(file.read(132))
+            kind = content_kind(file.read(HEAD))
             if kind not in (None, claimed):
                 found.setdefault((claimed, kind), Counter())[sample.label] += 1
     return [

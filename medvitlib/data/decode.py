@@ -34,6 +34,8 @@ MAX_PIXELS = 2**27
 MAX_BYTES = 2**29
 """Of the pixels that a header promises: checked before anything is decoded."""
 
+HEAD = 2048
+"""Bytes by which a file's kind is told."""
 SUFFIXES = {
     ".png": "PNG",
     ".jpg": "JPEG",
@@ -51,6 +53,7 @@ SUFFIXES = {
     ".pgm": "PNM",
     ".ppm": "PNM",
     ".pnm": "PNM",
+    ".nii": "NIfTI",
 }
 """File name endings that are read, and the format each one claims."""
 DICOM = {".dcm", ".dicom", ".ima"}
@@ -91,7 +94,13 @@ class Unreadable(DataError):
 
 
 def content_kind(data: bytes) -> str | None:
-    """Return the format of a file, by its first 132 bytes or more: one of `SUFFIXES`, "DICOM", or None."""
+    """Return the format of a file, by its first `HEAD` bytes or more: one of `SUFFIXES`, "DICOM", or None."""
+    start = data[:HEAD]
+    if start[:2] == b"\x1f\x8b":  # gzip, in which NIfTI files are kept
+        with suppress(zlib.error):
+            start = zlib.decompressobj(zlib.MAX_WBITS | 16).decompress(start, 348)
+    if start[344:348] in (b"n+1\0", b"ni1\0"):
+        return "NIfTI"
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "WebP"
     if data[128:132] == b"DICM":
@@ -102,7 +111,7 @@ def content_kind(data: bytes) -> str | None:
 def is_image(path: PurePath) -> bool:
     """Whether a file on disk is an image by its first bytes, whatever it is called."""
     with suppress(OSError), open(path, "rb") as file:
-        return content_kind(file.read(132)) is not None
+        return content_kind(file.read(HEAD)) is not None
     return False
 
 
@@ -197,8 +206,13 @@ def _decoded(data: bytes, kind: str) -> np.ndarray:
     tags = _entries(data) if kind == "TIFF" else {}
     if max(tags.get(_SAMPLE_FORMAT, (_UNSIGNED,))) != _UNSIGNED:
         return _signed_or_float(pillow)
-    if tags and pillow is not None and pillow.mode == "RGBA" and max(tags.get(_BITS_PER_SAMPLE, (8,))) == 8:
-        return np.array(ImageOps.exif_transpose(pillow))[..., :3]  # OpenCV would multiply the colours by alpha
+    if (
+        tags
+        and pillow is not None
+        and pillow.mode in ("L", "RGB", "RGBA")
+        and max(tags.get(_BITS_PER_SAMPLE, (8,))) == 8
+    ):
+        return _pixels(pillow)  # OpenCV would multiply the colours by alpha, and reads not all tiles
     data = _bare(data) if kind == "PNG" else data
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR)

@@ -60,6 +60,8 @@ def understood(
     if columns:
         told = [f"{column} ({len(set(values))} values)" for column, values in columns.items()]
         lines.append(f"metadata: {', '.join(told[:MOST_NAMES])}{', ...' if len(told) > MOST_NAMES else ''}")
+    if pages := stored.facts.get("pages"):
+        lines.append(f"pages: {len(pages)} files have several (up to {max(pages.values())}): the first was taken")
     if listing.masks:
         lines.append(f"masks: of {len(listing.masks)} images, kept as evidence for heat maps")
     if quarantine:
@@ -81,10 +83,11 @@ def _values(stored: Stored, window: tuple[float, float] | None) -> str:
     """What the stored values are, and how they became 8 bits."""
     if window is not None:
         return f"values: {window[0]:g} to {window[1]:g} are shown from black to white in all images"
-    if not stored.ranges:
+    ranges = stored.facts.get("ranges")
+    if not ranges:
         return "values: 8 bits"
-    low, high = np.array(list(stored.ranges.values())).T
-    text = f"values: more than 8 bits in {len(stored.ranges)} images, each stretched from its own lowest to its highest"
+    low, high = np.array(list(ranges.values())).T
+    text = f"values: more than 8 bits in {len(ranges)} images, each stretched from its own lowest to its highest"
     if low.min() == low.max() and high.min() == high.max():
         return f"{text}, {low[0]:g} to {high[0]:g}"
     return (

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from medvitlib.data.decode import DICOM, SUFFIXES, Unreadable, decode, fit, is_grey, is_image
-from medvitlib.data.dicom import decode_dicom, is_dicom
+from medvitlib.data.decode import DICOM, SUFFIXES, Unreadable, fit, is_grey, is_image
 from medvitlib.data.folder import walk
+from medvitlib.data.read_image import read_image
 from medvitlib.data.remote import fetch, is_address
 from medvitlib.data.transforms import Preprocessing
 from medvitlib.errors import DataError
@@ -78,10 +78,7 @@ def read(name: str, given: Given, expected: Preprocessing, allow_private: bool =
     except OSError as error:
         raise Unreadable(f"cannot be read ({error.strerror or error})") from None
     if isinstance(given, bytes):
-        if is_dicom(given):
-            given = decode_dicom(given, expected.window)
-        else:
-            given = decode(given, "" if is_address(name) else name, expected.window)
+        given = read_image(given, "" if is_address(name) else name, expected.window).pixels
     image = fit(given, tuple(expected.image_size))
     if expected.channels == 1 and image.shape[2] == 3:
         if not is_grey(image):

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from medvitlib.data.decode import Unreadable, decode, fit, silence
+from medvitlib.data.decode import Unreadable, fit, silence
+from medvitlib.data.read_image import read_image
 
 MASK = re.compile(r"(?i)^(.+?)[ _-]*(?:masks?|segmentation|seg|gt|groundtruth|ground_truth|annotation)[ _-]?\d*$")
 """Stem of a mask's name; the bracket is the stem of its image."""
@@ -37,7 +38,7 @@ def evidence(masks: dict[str, Path], size: tuple[int, int], ident: str) -> np.nd
     if ident not in masks:
         return None
     try:
-        grey = fit(decode(masks[ident].read_bytes()).max(axis=2, keepdims=True), size)[..., 0]
+        grey = fit(read_image(masks[ident].read_bytes(), window=(0, 1)).pixels.max(axis=2, keepdims=True), size)[..., 0]
     except (OSError, Unreadable):
         return None
     return grey >= max(1, int(grey.max())) / 2
@@ -45,7 +46,7 @@ def evidence(masks: dict[str, Path], size: tuple[int, int], ident: str) -> np.nd
 
 def _images_of(file: Path) -> list[tuple[Path, str]]:
     """Where the image of a mask of this name could be: (folder, stem)."""
-    match = MASK.match(file.stem)
+    match = MASK.match(file.stem.removesuffix(".nii"))
     stems = [match[1].rstrip(" _-")] if match else []
     places = [(file.parent, stem) for stem in stems]
     if file.parent.name.lower() in MASK_FOLDERS:
@@ -61,6 +62,8 @@ def _spelled(names: set[str]) -> list[str]:
 
 def _looks_like_a_mask(file: Path, image: Path) -> bool:
     silence()
+    if file.name.lower().endswith((".nii", ".nii.gz")):  # beside a picture of another kind: the name is enough
+        return True
     try:
         with Image.open(file) as mask, Image.open(image) as picture:
             if mask.size != picture.size:

@@ -55,11 +55,22 @@ def environment(name: str) -> dict[str, str]:
         return {}
     numpy_features, opencv_features = _optional_features()
     unwanted = ABOVE_AVX2.search if name == "avx2" else bool
+    wanted = dict(AVX2 if name == "avx2" else SSE)
+    if not _multiplies(wanted["OPENBLAS_CORETYPE"]):
+        wanted["OPENBLAS_CORETYPE"] = "Sandybridge"
     return {
-        **(AVX2 if name == "avx2" else SSE),
+        **wanted,
         "NPY_DISABLE_CPU_FEATURES": " ".join(filter(unwanted, numpy_features)),
         "OPENCV_CPU_DISABLE": ",".join(filter(unwanted, opencv_features)),
     }
+
+
+def _multiplies(coretype: str) -> bool:
+    """Whether OpenBLAS survives a product with the code of another processor: 0.3.34 does not with Haswell's on Zen 4
+    (https://github.com/OpenMathLib/OpenBLAS/issues/6021), where a Haswell does."""
+    script = "import numpy as np; a = np.ones((384, 2000)); [a @ a.T for _ in range(5)]"
+    chosen = {**os.environ, "OPENBLAS_CORETYPE": coretype}
+    return subprocess.run([sys.executable, "-c", script], env=chosen, capture_output=True).returncode == 0
 
 
 def _optional_features() -> tuple[list[str], list[str]]:

@@ -64,7 +64,6 @@ def data(options: argparse.Namespace) -> int:
 def describe(options: argparse.Namespace) -> int:
     from medvitlib.data import open_dataset
     from medvitlib.data.describe import page
-    from medvitlib.errors import MedvitError
 
     ds = open_dataset(options.data, image_size=DESCRIBED, **_opening(options))
     if not ds.about:  # rendered

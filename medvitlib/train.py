@@ -105,7 +105,9 @@ def open_parts(asked: dict[str, Any], quiet: bool = False, like: Split | None = 
         ds = open_dataset(data.pop("name"), quiet=quiet, **data.pop("rendered", {}), **data)
         parts = same_split(like, ds) if like else split(ds, **asked["split"])
     if not quiet:
-        print(ds, printable(parts.table().to_string(), keep="\n"), *parts.notes, sep="\n")
+        if not ds.about:  # else `open_dataset` has said what it is
+            print(ds)
+        print(printable(parts.table().to_string(), keep="\n"), *parts.notes, sep="\n")
     return parts
 
 

@@ -8,6 +8,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -17,6 +18,7 @@ from medvitlib.data import Dataset
 from medvitlib.data.cache import WORKERS, one_opencv_thread
 from medvitlib.data.decode import silence
 from medvitlib.data.dicom import is_dicom
+from medvitlib.data.nifti import is_nifti, nifti_values
 from medvitlib.errors import DataError, WeightsError, printable
 from medvitlib.evaluation import Estimate, score
 from medvitlib.evaluation.inputs import check
@@ -58,17 +60,20 @@ def headers(ds: Dataset) -> list[Header] | None:
 def _header(path: str) -> Header:
     from PIL import Image
 
-    with open(path, "rb") as file:
-        dicom = is_dicom(file.read(132))
-    if dicom:
-        import pydicom
-
-        header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["Rows", "Columns", "BitsStored"])
-        return Header(int(header.Rows), int(header.Columns), f"DICOM {header.get('BitsStored')}", os.path.getsize(path))
     try:
+        with open(path, "rb") as file:
+            dicom = is_dicom(file.read(132))
+        if dicom:
+            import pydicom
+
+            tags = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["Rows", "Columns", "BitsStored"])
+            return Header(int(tags.Rows), int(tags.Columns), f"DICOM {tags.get('BitsStored')}", os.path.getsize(path))
         with Image.open(path) as image:
             return Header(image.height, image.width, image.mode, os.path.getsize(path))
-    except OSError:  # Pillow cannot identify some TIFFs that OpenCV reads
+    except OSError:  # Pillow cannot identify some TIFFs that OpenCV reads, nor NIfTI
+        if os.path.exists(path) and is_nifti(Path(path).read_bytes()):
+            height, width, _ = nifti_values(Path(path).read_bytes()).shape
+            return Header(height, width, "NIfTI", os.path.getsize(path))
         image = cv2.imread(path, cv2.IMREAD_UNCHANGED)
         if image is None:
             raise DataError(

@@ -112,8 +112,8 @@ def open_dataset(
     samples, number = listing.samples, {name: k for k, name in enumerate(opened.classes)}
     columns = columns_of(samples)
     about = understood(opened.name, listing, decoded, quarantine, columns, groups_known, window)
-    if not quiet and about not in _told:
-        _told.add(about)
+    if not quiet and (told := (about[0], *about[2:])) not in _told:  # at another size it is the same set
+        _told.add(told)
         print(*about, sep="\n")
     return Dataset(
         name=opened.name,

@@ -4,6 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
+from medvitlib.audit import audit
 from medvitlib.data import open_dataset
 from medvitlib.data.decode import Unreadable
 from medvitlib.data.read_image import read_image
@@ -36,7 +37,9 @@ def test_a_set_of_slices_opens_with_a_window_and_is_refused_without(tmp_path):
         written(tmp_path / "ab"[k % 2] / f"{k}.nii{'.gz' if k > 3 else ''}", PICTURE + np.int16(k))
     with pytest.raises(DataError, match=r"int16 pixels, -300 to 770: .*Pass window="):
         open_dataset(tmp_path, image_size=9)
-    assert len(open_dataset(tmp_path, image_size=9, window=(-300, 800))) == 8
+    ds = open_dataset(tmp_path, image_size=9, window=(-300, 800))
+    assert len(ds) == 8
+    assert audit(ds, weights=None, n_boot=50).files.loc["a", "modes"] == "4 NIfTI"
 
 
 def test_what_is_no_slice_gives_a_reason(tmp_path):

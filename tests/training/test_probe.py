@@ -218,7 +218,7 @@ def test_the_run_folder_holds_what_the_design_promises(model, parts):
     names = {p.name for p in run.folder.iterdir()}
     assert names == {
         "config.json", "metrics.csv", "model.safetensors", "model.json", "validation.csv",
-        "images.csv", "quarantine.csv", "predictions.csv", "report.json", "plots",
+        "data.txt", "images.csv", "quarantine.csv", "predictions.csv", "report.json", "plots",
     }  # fmt: skip
     config = json.loads((run.folder / "config.json").read_text())
     assert config["weights"] == "random initialisation" and config["data"]["parts"]["test"] == parts.test.fingerprint

@@ -243,7 +243,7 @@ def _images(source: Source | None, expected: Preprocessing, most: int) -> np.nda
         found, reasons = [], []
         for name, given in chosen:
             try:
-                image = read(name, given, expected)
+                image = read(name, given, expected).pixels
             except Unreadable as reason:
                 reasons.append(f"{name}: {reason}")
                 continue

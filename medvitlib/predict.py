@@ -24,6 +24,7 @@ from medvitlib.data import normalise
 from medvitlib.data.decode import Unreadable
 from medvitlib.data.folder import readable
 from medvitlib.data.incoming import Given, Source, incoming, read
+from medvitlib.data.read_image import Picture
 from medvitlib.errors import DataError, MedvitError, printable
 from medvitlib.evaluation.calibration import apply_temperature
 from medvitlib.evaluation.conformal import Conformal
@@ -64,6 +65,7 @@ class Prediction:
         positive: the class whose probability is compared with the threshold; None for more than two classes.
         error: why there is no answer; empty otherwise.
         image: uint8 (H, W, C), as the model saw it.
+        note: what else is to be known of how it was read; empty otherwise.
     """
 
     name: str
@@ -77,18 +79,23 @@ class Prediction:
     positive: str | None = None
     error: str = ""
     image: np.ndarray | None = None
+    note: str = ""
 
     def row(self) -> dict:
         """Plain values, a column each, for a CSV."""
         row = {"image": readable(self.name), "decision": self.label}
         row |= {f"p_{name}": f"{p:.6g}" for name, p in self.probabilities.items()}
         if self.error:
-            return row | dict.fromkeys(("threshold", "rule", "set", "distance", "unlike"), "") | {"error": self.error}
+            return (
+                row
+                | dict.fromkeys(("threshold", "rule", "set", "distance", "unlike", "note"), "")
+                | {"error": self.error}
+            )
         row |= {"threshold": "" if math.isnan(self.threshold) else f"{self.threshold:.6g}", "rule": self.rule}
         row["set"] = "not calibrated" if self.classes is None else " or ".join(self.classes) or "no class"
         row["distance"] = "not checked" if self.unlike is None else f"{self.distance:.4g}"
         row["unlike"] = "not checked" if self.unlike is None else int(self.unlike)
-        return row | {"error": ""}
+        return row | {"note": self.note, "error": ""}
 
     def sentence(self) -> str:
         """The answer in words, with what speaks against believing it."""
@@ -103,6 +110,7 @@ class Prediction:
         if self.classes is not None and self.classes != (self.label,):
             held = " or ".join(self.classes) if self.label in self.classes else f"only {', '.join(self.classes)}"
             said += f"; its set holds {held}" if self.classes else "; like no class it was taught"
+        said += f"; {self.note}" if self.note else ""
         if self.unlike is None:
             return f"{said}; not checked for being unlike the training images"
         return said + ("; UNLIKE the training images: do not rely on this" if self.unlike else "")
@@ -254,16 +262,16 @@ class Predictor:
             raise MedvitError(f"threshold={asked!r}: expected 0 to 1, or one of {', '.join(stored) or 'none stored'}.")
         return value
 
-    def _read(self, name: str, given: Given, allow_private: bool) -> np.ndarray | str:
+    def _read(self, name: str, given: Given, allow_private: bool) -> Picture | str:
         try:
             return read(name, given, self.model.preprocessing, allow_private)
         except Unreadable as error:
             return str(error)
 
     @torch.inference_mode()
-    def _answers(self, names: list[str], images: list[np.ndarray | str]) -> Iterator[Prediction]:
+    def _answers(self, names: list[str], images: list[Picture | str]) -> Iterator[Prediction]:
         """One an image, in order; for a text in its place, that as the reason."""
-        good = [image for image in images if not isinstance(image, str)]
+        good = [image.pixels for image in images if not isinstance(image, str)]
         found = iter(self._outputs(good)) if good else iter(())
         for name, image in zip(names, images, strict=True):
             if isinstance(image, str):
@@ -275,7 +283,8 @@ class Predictor:
             unlike = None if self.familiar is None else distance > self.familiar.limit
             by_name = dict(zip(self.classes, p.tolist(), strict=True))
             decided = self._decide(p), self.threshold, self.rule
-            yield Prediction(name, by_name, *decided, chosen, distance, unlike, self.positive, "", image)
+            note = f"the first of {image.pages} pages" if image.pages > 1 else ""
+            yield Prediction(name, by_name, *decided, chosen, distance, unlike, self.positive, "", image.pixels, note)
 
     def _outputs(self, images: list[np.ndarray]) -> Iterator[tuple[np.ndarray, float]]:
         """Probabilities (K,) and distance of each image, from one pass: grey and coloured ones apart."""

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 from medvitlib.answers import draw_answer, plot_answers, promises_kept, try_it
 from medvitlib.cli import main
@@ -85,6 +86,15 @@ def test_a_folder_a_path_an_array_and_a_list_agree(predictor, parts, folder):
     some = list(predictor.predict([folder / "0.png", parts.test.images[0]]))
     for answer in (one, array, *some):
         assert answer.probabilities == pytest.approx(whole[0].probabilities, abs=1e-6)
+
+
+def test_of_several_pages_the_answer_is_on_the_first_and_says_so(predictor, folder, tmp_path):
+    pages = [Image.open(folder / f"{i}.png") for i in range(3)]
+    pages[0].save(tmp_path / "three.tif", save_all=True, append_images=pages[1:])
+    one, three = predictor.predict([folder / "0.png", tmp_path / "three.tif"])
+    assert three.probabilities == pytest.approx(one.probabilities, abs=1e-6)
+    assert three.row()["note"] == "the first of 3 pages" and "; the first of 3 pages" in three.sentence()
+    assert one.row()["note"] == "" and "pages" not in one.sentence()
 
 
 def test_sets_hold_the_true_class_and_strangers_are_told(predictor, parts):

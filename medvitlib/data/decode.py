@@ -128,7 +128,7 @@ def decode(data: bytes, name: str = "", window: Window = None) -> np.ndarray:
 
 
 def stored_values(data: bytes, name: str = "") -> np.ndarray:
-    """The pixels of one image file. EXIF orientation is applied and alpha is dropped; animations are refused.
+    """The pixels of one image file. EXIF orientation is applied and alpha is dropped.
 
     Args:
         data: the whole file.
@@ -136,7 +136,7 @@ def stored_values(data: bytes, name: str = "") -> np.ndarray:
 
     Returns:
         uint8, uint16, or of a TIFF int16, int32 or floating point: (H, W, 1) if stored as grey, else (H, W, 3) in RGB
-        order. Of a TIFF's pages the first is read.
+        order. Of several pages or frames the first is read.
 
     Raises:
         Unreadable: as `decode`.
@@ -197,8 +197,6 @@ def _decoded(data: bytes, kind: str) -> np.ndarray:
     silence()
     _check_bytes(data, kind)
     pillow = _check_whole(data, kind)
-    if kind in ("GIF", "PNG", "WebP") and pillow.n_frames > 1:  # counted while its pixels were loaded
-        raise Unreadable(f"a {kind} of {pillow.n_frames} frames: save the one that is meant as a file of its own")
     if kind not in ("BMP", "TIFF") and not (kind == "PNG" and _is_deep(data)):
         return _pixels(pillow)
     if kind == "TIFF" and _in_deep_planes(data):

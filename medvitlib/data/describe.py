@@ -1,4 +1,4 @@
-"""How a stranger's images were understood, in ten lines at most, and as a page with thumbnails."""
+"""How a stranger's images were understood, in a few lines, and as a page with thumbnails."""
 
 import base64
 import html
@@ -16,7 +16,8 @@ from medvitlib.errors import printable
 if TYPE_CHECKING:
     from medvitlib.data.dataset import Dataset, Quarantined
 
-MOST_LINES = 10
+MOST_LINES = 9
+"""Of a set; a split adds one."""
 MOST_NAMES = 6
 """Classes, parts or columns that a line lists."""
 THUMBNAILS, SIDE = 8, 96
@@ -72,6 +73,15 @@ def understood(
     if len(notes) > room:
         notes = [*notes[: room - 1], f"and {len(notes) - room + 1} more notes (`notes` of the data set)"]
     return tuple(printable(line) for line in lines + notes)
+
+
+def cut(by: str, parts: "dict[str, Dataset]") -> str:
+    """The line that a split adds to those of its set."""
+    told = [
+        f"{name} {len(part)} images" + (f" of {len(set(part.groups))} patients" if part.groups_known else "")
+        for name, part in parts.items()
+    ]
+    return f"split by {by}: {', '.join(told)}"
 
 
 def _counted(counts: Counter) -> str:

@@ -5,6 +5,7 @@
 
 import os
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 
 from medvitlib.data.decode import DICOM, SUFFIXES, Unreadable, fit, is_grey, is_image
 from medvitlib.data.folder import walk
-from medvitlib.data.read_image import read_image
+from medvitlib.data.read_image import Picture, read_image
 from medvitlib.data.remote import fetch, is_address
 from medvitlib.data.transforms import Preprocessing
 from medvitlib.errors import DataError
@@ -61,8 +62,8 @@ def incoming(source: Source) -> tuple[Iterator[tuple[str, Given]], int | None]:
     return iter([(str(path), None)]), 1
 
 
-def read(name: str, given: Given, expected: Preprocessing, allow_private: bool = False) -> np.ndarray:
-    """One image as a model takes it: uint8 (H, W, C) of its size and channels.
+def read(name: str, given: Given, expected: Preprocessing, allow_private: bool = False) -> Picture:
+    """One image as a model takes it: pixels uint8 (H, W, C) of its size and channels.
 
     Args:
         name, given: as `incoming` lists them.
@@ -77,14 +78,15 @@ def read(name: str, given: Given, expected: Preprocessing, allow_private: bool =
             given = fetch(name, allow_private=allow_private) if is_address(name) else Path(name).read_bytes()
     except OSError as error:
         raise Unreadable(f"cannot be read ({error.strerror or error})") from None
+    picture = Picture(given)
     if isinstance(given, bytes):
-        given = read_image(given, "" if is_address(name) else name, expected.window).pixels
-    image = fit(given, tuple(expected.image_size))
+        picture = read_image(given, "" if is_address(name) else name, expected.window)
+    image = fit(picture.pixels, tuple(expected.image_size))
     if expected.channels == 1 and image.shape[2] == 3:
         if not is_grey(image):
             raise Unreadable("a picture in colour, for a model of grey ones")
         image = np.ascontiguousarray(image[:, :, :1])
-    return image
+    return replace(picture, pixels=image)
 
 
 def _files(folder: Path) -> Iterator[Path]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from medvitlib.data.dataset import Dataset, unlike
+from medvitlib.data.describe import cut
 from medvitlib.errors import DataError
 
 MIN_VAL = 20
@@ -61,6 +62,8 @@ def split(ds: Dataset, *, val: float = 0.2, test: float = 0.2, seed: int = 0, by
         by: what stays together. "groups": patients, as the data set has them. "clusters": images that show the same
             thing too (`medvitlib.data.near`; open the set at 224 pixels); where patients are not known, clusters take
             their place, a lower bound on who belongs together. "images": nothing, to show what that does to a score.
+
+    It prints how large the parts are, unless the set is rendered.
 
     Raises:
         DataError: for shares that leave nothing over, a class with too few groups to go round, or a positive class of
@@ -128,7 +131,12 @@ def split(ds: Dataset, *, val: float = 0.2, test: float = 0.2, seed: int = 0, by
         sides = [set(ds.groups[chosen]) for chosen in parts.values()]
         torn = sum(len(side) for side in sides) - len(set().union(*sides))
         notes.append(f"split by image, on purpose: {torn} groups stand in more than one part. Scores are too good.")
-    return Split(**{name: ds.subset(chosen) for name, chosen in parts.items()}, notes=notes)
+    found = {name: ds.subset(chosen) for name, chosen in parts.items()}
+    if ds.about:
+        line = cut(by, found)
+        print(line)
+        found = {name: replace(part, about=(*part.about, line)) for name, part in found.items()}
+    return Split(**found, notes=notes)
 
 
 def duplicates(ds: Dataset):

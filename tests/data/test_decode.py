@@ -10,6 +10,7 @@ from PIL import Image, ImageOps
 
 from medvitlib.data import decode as module
 from medvitlib.data.decode import Unreadable, decode, fit, is_grey
+from medvitlib.data.read_image import read_image
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # its remarks on damaged metadata
 
@@ -206,12 +207,15 @@ def test_a_file_is_what_its_content_says(kind, name):
     np.testing.assert_array_equal(decode(grey, name)[..., 0], GREY)
 
 
-def test_an_animation_is_refused():
-    frames = [Image.fromarray(GREY), Image.fromarray(255 - GREY)]
+@pytest.mark.parametrize("kind", ["GIF", "WebP", "PNG"])
+def test_of_an_animation_the_first_frame_is_taken_and_said(kind):
+    frames = [Image.fromarray(GREY), Image.fromarray(255 - GREY), Image.fromarray(GREY // 2)]
     data = io.BytesIO()
-    frames[0].save(data, "GIF", save_all=True, append_images=frames[1:])
-    with pytest.raises(Unreadable, match="a GIF of 2 frames: save the one that is meant"):
-        decode(data.getvalue())
+    options = {"lossless": True} if kind == "WebP" else {}
+    frames[0].save(data, kind, save_all=True, append_images=frames[1:], **options)
+    picture = read_image(data.getvalue())
+    assert picture.pages == 3 and picture.ends is None
+    np.testing.assert_array_equal(picture.pixels[..., 0], GREY)
 
 
 def test_colours_of_16_bits_in_planes_apart_are_refused_for_opencv_reads_unset_memory():

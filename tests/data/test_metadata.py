@@ -45,11 +45,14 @@ def test_a_table_says_who_and_what(folder, table, capsys):
     assert sorted(ds.metadata) == ["age", "remark", "scanner"]
     row = list(ds.ids).index("malignant/07.png")
     assert [ds.metadata[name][row] for name in ("scanner", "age", "remark")] == ["B", "40", "words 7"]
-    part = split(ds).test
+    parts = split(ds)
+    part = parts.test
     assert all(len(values) == len(part) for values in part.metadata.values())
     i = list(ds.ids).index(part.ids[0])
     assert part.metadata["remark"][0] == ds.metadata["remark"][i]
     said = capsys.readouterr().out
+    cut = "split by groups: train 36 images of 18 patients, val 12 images of 6 patients, test 12 images of 6 patients"
+    assert said.splitlines()[-1] == parts.train.describe().splitlines()[-1] == cut
     assert "patients: 30, 2 to 2 images each; from column 'patient_id' of about.csv" in said
     assert "metadata: scanner (2 values), age (7 values), remark (60 values)" in said
     assert len(said.splitlines()) <= 10

@@ -173,7 +173,7 @@ def test_a_damaged_scan_is_a_picture_or_a_reason(tmp_path, make, window):
         original = make(rng)
         path.write_bytes(original if k < 6 else rng.choice(ways)(original, rng))
         try:
-            image = read(str(path), None, Preprocessing((16, 16), (0.5,) * 3, (0.5,) * 3, window=window))
+            image = read(str(path), None, Preprocessing((16, 16), (0.5,) * 3, (0.5,) * 3, window=window)).pixels
             assert image.dtype == np.uint8 and image.shape[:2] == (16, 16)
             good += 1
         except Unreadable as reason:

@@ -11,10 +11,9 @@ three layers, at 224 px:
     fused       the same loop over this library's model, whose attention is one fused operation
     decoded     that loop, which decodes each file once a point and keeps it in memory
     medvitlib   run_search with a new study and an empty cache: decoded once, two processes of one thread each
-    stacked     the same in one process with every core (or on the GPU), the nine points of a patch size together
 Each starts in a process of its own, whose start is part of its time. One more, not timed, is the decoded loop on one
-thread: with equal seeds and threads every point's metrics must be those of the search; those of the stacked points, to
-rounding. All of it in float32, whatever else pays on this machine. Prints Markdown.
+thread: with equal seeds and threads every point's metrics must be those of the search. All of it in float32, whatever
+else pays on this machine. Prints Markdown.
 """
 
 import argparse
@@ -54,7 +53,6 @@ PEERS = {
     "fused": "that decodes in each epoch",
     "decoded": "that decodes once a point",
 }
-SEARCHES = ("medvitlib", "stacked")
 
 
 def main() -> None:
@@ -65,7 +63,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--values", type=int, choices=(1, 2, 3), default=3, help="of each setting: 1, 8 or 27 points")
     parser.add_argument("--images", type=int, default=300, help="how many are rendered")
-    parser.add_argument("--part", choices=(*PEERS, "equal", *SEARCHES), help=argparse.SUPPRESS)
+    parser.add_argument("--part", choices=(*PEERS, "equal", "medvitlib"), help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.part:
@@ -80,7 +78,7 @@ def main() -> None:
         def keep(name: str) -> None:
             found[name] = trained(name, options, Path(scratch))
 
-        names = (*PEERS, *SEARCHES)
+        names = (*PEERS, "medvitlib")
         seconds = turns.in_turns({name: lambda n=name: keep(n) for name in names}, options.rounds, warm_up=0)
         keep("equal")
     columns = {"": "", "seconds, median": ".0f", "times as fast as plain": ".2f"}
@@ -94,11 +92,9 @@ def main() -> None:
     for peer, what in PEERS.items():
         speed = turns.ratio(seconds[peer], seconds["medvitlib"])
         page.claim(f"{points}, speed over a loop {what}", speed)
-    together = turns.ratio(seconds["medvitlib"], seconds["stacked"])
-    page.claim(f"{points}, of one shape together in one process, speed over {options.workers} workers", together)
     for theirs, ours in zip(found["equal"], found["medvitlib"], strict=True):
         assert theirs == ours, f"on equal threads the loop found {theirs}, the search {ours}"
-    compared = {"equal": "equal threads", "plain": "other threads", "stacked": "trained together"}
+    compared = {"equal": "equal threads", "plain": "other threads"}
     for other, how in compared.items():
         for metric in ("val_accuracy", "val_nll"):
             apart = [abs(a[metric] - b[metric]) for a, b in zip(found["medvitlib"], found[other], strict=True)]
@@ -128,9 +124,8 @@ def trained(name: str, options: argparse.Namespace, scratch: Path) -> list[dict]
 def part(options: argparse.Namespace) -> None:
     """What one of the processes does."""
     content = asked(options.data, options.epochs, options.values)
-    if options.part in SEARCHES:
-        ways = {"medvitlib": {"workers": options.workers}, "stacked": {"workers": 1, "together": 9}}
-        table = run_search(content, quiet=True, precision="float32", **ways[options.part]).table
+    if options.part == "medvitlib":
+        table = run_search(content, quiet=True, precision="float32", workers=options.workers).table
         if errors := [error for error in table["error"] if error]:
             sys.exit(errors[0])
         results = [{name: row[name] for name in ("val_accuracy", "val_nll")} for _, row in table.iterrows()]

@@ -133,7 +133,6 @@ def _parser() -> argparse.ArgumentParser:
     go.add_argument("study", metavar="STUDY.yaml", help="a training file and a space: see medvitlib/search/study.py")
     go.add_argument("--storage", metavar="URL", help="a .journal file on a shared disk, or postgresql://... (SQLite)")
     go.add_argument("--workers", type=int, metavar="N", help="processes on this machine (default: one, or one a GPU)")
-    go.add_argument("--together", type=int, default=1, metavar="N", help="points of one shape at a time (default: 1)")
     go.add_argument("--retry", action="store_true", help="train points that failed once more")
     go.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the best there is)")
     go.add_argument("--precision", default="auto", help="float32, bfloat16 or float16 (default: what pays here)")

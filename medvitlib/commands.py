@@ -220,7 +220,6 @@ def search_run(options: argparse.Namespace) -> int:
             options.study,
             storage=options.storage,
             workers=options.workers,
-            together=options.together,
             retry=options.retry,
             device=options.device,
             precision=options.precision,

@@ -9,7 +9,7 @@ import os
 import platform
 import threading
 import time
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -134,44 +134,24 @@ class Queue:
             after: called when a trial has ended, however.
             idle: seconds between two looks while others are still running theirs.
         """
-        self.work_together(lambda trials: [run(*trials)], lambda point: point, 1, after=after, idle=idle)
-
-    def work_together(
-        self,
-        run: Callable[[list[Trial]], list[float | Exception]],
-        alike: Callable[[int], Hashable],
-        most: int,
-        *,
-        after: Callable[[], object] | None = None,
-        idle: float = 1.0,
-    ) -> None:
-        """As `work`, several trials at a time.
-
-        Args:
-            run: does what these trials' parameters say; returns for each its value, or what it would have raised.
-                What it raises is the end of each.
-            alike: what the trials of these points (their places in the plan) must have in common to be run together.
-            most: trials at a time.
-        """
         while True:
             with said(self.url):
-                trials = self._take_alike(alike, most)
-                if not trials:
+                trial = self._take()
+                if trial is None:
                     self._take_back()
                     left = [t for t in self.trials() if not t.state.is_finished()]
                     if not left:
                         return
-            if not trials:
+            if trial is None:
                 time.sleep(idle)
                 continue
-            with self._alive(trials):
+            with self._alive(trial):
                 try:
-                    outcomes = run(trials)
+                    outcome: float | Exception = run(trial)
                 except Exception as problem:  # the rest go on, whatever it was
-                    outcomes = [problem] * len(trials)
+                    outcome = problem
             with said(self.url):
-                for trial, outcome in zip(trials, outcomes, strict=True):
-                    self._tell(trial, outcome)
+                self._tell(trial, outcome)
             if after:
                 after()
 
@@ -210,13 +190,11 @@ class Queue:
                 return
             time.sleep(0.2)
 
-    def _take(self, wanted: Callable[[int], bool] = lambda point: True) -> Trial | None:
-        """The first trial that waits, of those whose place in the plan is wanted."""
+    def _take(self) -> Trial | None:
+        """The first trial that waits."""
         with self._alone:
             # through the study, whose own cache of the storage must have seen a trial before it is run
             for trial in self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
-                if not wanted(trial.user_attrs["point"]):
-                    continue
                 number = self._number(trial)
                 try:
                     if self.storage.set_trial_state_values(number, TrialState.RUNNING):
@@ -225,16 +203,6 @@ class Queue:
                 except optuna.exceptions.UpdateFinishedTrialError:
                     continue  # somebody was faster
         return None
-
-    def _take_alike(self, alike: Callable[[int], Hashable], most: int) -> list[Trial]:
-        """The first trial that waits, and others that are like it."""
-        first = self._take()
-        if first is None or most == 1:
-            return [first] if first else []
-        taken, kind = [first], alike(first.user_attrs["point"])
-        while len(taken) < most and (trial := self._take(lambda point: alike(point) == kind)):
-            taken.append(trial)
-        return taken
 
     def _tell(self, trial: Trial, outcome: float | Exception) -> None:
         number = self.storage.get_trial_id_from_study_id_trial_number(self._id, trial.number)
@@ -297,27 +265,25 @@ class Queue:
         return self.storage.get_trial_id_from_study_id_trial_number(self._id, trial.number)
 
     @contextmanager
-    def _alive(self, trials: list[Trial]) -> Iterator[None]:
-        """Signs of life while trials run; those that are left by Ctrl-C or SIGTERM say so."""
-        numbers = [self.storage.get_trial_id_from_study_id_trial_number(self._id, t.number) for t in trials]
+    def _alive(self, trial: Trial) -> Iterator[None]:
+        """Signs of life while a trial runs; one that is left by Ctrl-C or SIGTERM says so."""
+        number = self.storage.get_trial_id_from_study_id_trial_number(self._id, trial.number)
         ended = threading.Event()
 
         def beat() -> None:
             count = 0
             while not ended.wait(BEAT):
                 count += 1
-                for number in numbers:
-                    with suppress(Exception):  # a storage that is away for a moment: the next sign may get through
-                        self.storage.set_trial_user_attr(number, "beat", count)
+                with suppress(Exception):  # a storage that is away for a moment: the next sign may get through
+                    self.storage.set_trial_user_attr(number, "beat", count)
 
         thread = threading.Thread(target=beat, daemon=True)
         thread.start()
         try:
             yield
         except BaseException:
-            for number in numbers:
-                with suppress(Exception):  # else it is found out a little later
-                    self.storage.set_trial_user_attr(number, "left", True)
+            with suppress(Exception):  # else it is found out a little later
+                self.storage.set_trial_user_attr(number, "left", True)
             raise
         finally:
             ended.set()

@@ -32,7 +32,6 @@ def run_search(
     *,
     storage: str | None = None,
     workers: int | None = None,
-    together: int = 1,
     retry: bool = False,
     quiet: bool = False,
     device: str | torch.device | None = None,
@@ -45,9 +44,6 @@ def run_search(
         storage: see `Queue`; None for $MEDVIT_STORAGE, else SQLite in the study's folder.
         workers: processes on this machine, the cores (or GPUs) shared between them; None for one a GPU, else this
             process alone.
-        together: points that a worker trains at a time, of those that have one shape and one data pass: points of the
-            teaching model that differ in heads, dropout, learning rate and the like (see `fit_together`). Any other
-            point is trained by itself. The values are the same, but for rounding.
         retry: train points again that failed.
         quiet: no line a point, and no word on the data.
         device, precision: of every training, as `fit` takes them; not part of what the study asks.
@@ -60,12 +56,8 @@ def run_search(
     workers = max(1, torch.cuda.device_count()) if workers is None else workers
     if workers < 1:
         raise TrainingError(f"workers={workers}: expected 1 or more.")
-    if together < 1:
-        raise TrainingError(f"together={together}: expected 1 or more.")
     hardware(device or "cpu", precision)  # what cannot be is said now; no GPU is touched that the workers need
     study = read_study(source)
-    if together > 1 and study.points is None:
-        raise TrainingError(f"together={together}: tpe proposes each point from those before it. Leave together out.")
     queue = study.queue(storage or os.environ.get(STORAGE))
     runner = Runner(study, {"device": device, "precision": precision}, quiet)
     runner.check()
@@ -75,11 +67,11 @@ def run_search(
     if queue.again(failed=retry):
         if workers == 1:
             _leave_with_parent()
-            queue.work_together(runner, runner.kind, together, after=lines.show)
+            queue.work(runner, after=lines.show)
         else:
             path = study.folder / "study.yaml"
             path.write_text(yaml.safe_dump(json.loads(json.dumps(study.file)), sort_keys=False))  # tuples become lists
-            _in_processes(study, queue, path, workers, lines, _asked(device, precision, together))
+            _in_processes(study, queue, path, workers, lines, _asked(device, precision))
     lines.show()
     return SearchResult.read(study, queue, runner.parts)
 
@@ -96,9 +88,9 @@ def show_search(source: str | Path | dict, *, storage: str | None = None) -> Sea
     return SearchResult.read(study, queue, Runner(study).parts)
 
 
-def _asked(device: str | torch.device | None, precision: torch.dtype | str | None, together: int) -> list[str]:
+def _asked(device: str | torch.device | None, precision: torch.dtype | str | None) -> list[str]:
     """Options of the command that say the same."""
-    words = ["--precision", str(precision or "float32").removeprefix("torch."), "--together", str(together)]
+    words = ["--precision", str(precision or "float32").removeprefix("torch.")]
     return words if device is None else [*words, "--device", str(device)]
 
 

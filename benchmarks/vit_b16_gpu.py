@@ -3,7 +3,7 @@
     python benchmarks/vit_b16_gpu.py [--images 4172] [--epochs 5] [--batch-size 128] [--rounds 3] [--weights FILE]
     python benchmarks/vit_b16_gpu.py --tiny        # the same code on a CPU in seconds; its figures mean nothing
 
-    full, LoRA, RLRR   `fit`: images resident on the device as bytes, recipe "xray" there, bfloat16, fused attention and
+    full, LoRA, RLRR   `fit`: recipe "xray", bfloat16, fused attention and
                        AdamW, blocks compiled; one validation an epoch, states written, the run folder completed
     timm loop          what a notebook would write: timm's ViT-B/16, torchvision's v2 steps a sample, a DataLoader with
                        workers, autocast, AdamW; one validation an epoch, the best weights written
@@ -153,7 +153,7 @@ def model_of(method: str, options: argparse.Namespace) -> nn.Module:
 def ours(name: str, parts: Split, options: argparse.Namespace) -> Took:
     """One training with `fit`."""
     model, ends = model_of(name, options), []
-    settings = {"epochs": options.epochs, "batch_size": options.batch_size, "recipe": "xray", "resident": True}
+    settings = {"epochs": options.epochs, "batch_size": options.batch_size, "recipe": "xray"}
     config = TrainConfig(lr=1e-5 if name == "full" else 1e-3, compile=not options.no_compile, **settings)
     torch.compiler.reset()
     start = begin()

@@ -12,11 +12,10 @@ from dataclasses import dataclass, fields
 import numpy as np
 import torch
 from torchvision import tv_tensors
-from torchvision.transforms import v2
 
 from medvitlib.data.dataset import Dataset
 from medvitlib.data.loading import Images
-from medvitlib.data.recipes import Recipe, recipe
+from medvitlib.data.recipes import recipe
 from medvitlib.errors import DataError
 
 
@@ -56,27 +55,6 @@ class AugmentedImages(Images):
         """Fewer of the images, each drawn as it was."""
         return AugmentedImages(self._images.take(index), self._ids[index], self.name, self.seed, self.epoch)
 
-    def draws(self, index) -> list[list[dict | None]]:
-        """What each step of the recipe draws for each image, None of a step that leaves it alone: as `planes` does."""
-        height, width, channels = self.shape[1:]
-        like = torch.empty((), dtype=torch.uint8).expand(channels, height, width)  # of an image, steps ask the size
-        found = []
-        with _aside():
-            for row in np.arange(len(self))[index]:
-                self._begin(row)
-                found.append([_parameters(step, like) for step in self._recipe.transforms])
-        return found
-
-    @property
-    def recipe(self) -> Recipe:
-        """What the images go through."""
-        return self._recipe
-
-    @property
-    def stored(self) -> Images:
-        """The images as they are."""
-        return self._images
-
     def _draw(self, row: int, *image_and_mask: torch.Tensor):
         self._begin(row)
         return self._recipe(*image_and_mask)
@@ -86,13 +64,6 @@ class AugmentedImages(Images):
         key = f"{self.seed}\n{int(self.epoch)}\n{self._ids[row]}\n{self._repeat[row]}"
         digest = hashlib.blake2b(key.encode(), digest_size=8).digest()
         torch.default_generator.manual_seed(int.from_bytes(digest, "little"))
-
-
-def _parameters(step: v2.Transform, image: torch.Tensor) -> dict | None:
-    """What a step would draw for an image, in the order in which torchvision's `forward` draws it."""
-    if hasattr(step, "p") and torch.rand(1) >= step.p:
-        return None
-    return step.make_params([image])
 
 
 @contextmanager

@@ -56,9 +56,6 @@ class TrainConfig:
         workers: processes that augment images; 0 does it in this one. The result is the same.
         compile: let `torch.compile` translate the model first (of a Transformer, its blocks); it takes a while, and
             pays in long trainings.
-        resident: hold the training images on the device, as bytes, and augment them there; the same draws, the same
-            images to rounding. None: on a CUDA device, where they take no more than a quarter of its free memory and
-            the recipe is not "randaugment", which only a CPU computes.
         memory_gb: what a training may take of the device, in 10^9 bytes. A batch then goes through the model in as many
             parts as that asks for (`accumulate` at least), and before parts become small, activations are computed
             twice instead of kept (checkpointing). 0: what is free on a CUDA device; no limit elsewhere.
@@ -103,7 +100,6 @@ class TrainConfig:
     patience: int = 0
     workers: int = 0
     compile: bool = False
-    resident: bool | None = None
     memory_gb: float = 0.0
     deterministic: bool = False
     seed: int = 0

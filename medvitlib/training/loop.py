@@ -29,7 +29,6 @@ from medvitlib.training.memory import settled
 from medvitlib.training.optim import make_optimizer, rate_at
 from medvitlib.training.order import bounds_of, load, order_of, seed_of
 from medvitlib.training.pruned import Pruning
-from medvitlib.training.resident import Resident, fits, size_of
 from medvitlib.training.run import UnfinishedRun
 from medvitlib.training.validation import validation_metrics
 
@@ -81,7 +80,6 @@ class Loop:
         self.compiles = config.compile
         self.gradients = Gradients(model, config, accelerator, class_weights, classes, largest, self.compiles)
         self.position, self.logits, self.optimizer = Position(), None, None
-        self.resident: Resident | None = None
         self.late: tuple[Late, dict, np.ndarray] | None = None
         self.writer = Writer(behind=writes_behind(self.device))
         self.pruning = Pruning(model, config)
@@ -98,8 +96,6 @@ class Loop:
                 self._enter_phase()
             if self.config.keep_start and self.position.best_epoch < 0:
                 self._log(0, "start", self._validate())
-            if self.position.resident:
-                self.resident = Resident(self.train, self.device)
             with compiled(self.model, self.compiles), checkpointed(self.model, self.position.checkpointing):
                 while self.position.epoch < self.epochs and not self._out_of_patience():
                     self._train_epoch()
@@ -128,13 +124,11 @@ class Loop:
     def _settle(self) -> None:
         """What depends on how much memory is free is settled once: a training that is taken up again goes on alike."""
         average = sum(t.numel() * t.element_size() for t in self.ema.module.state_dict().values()) if self.ema else 0
-        resident = fits(self.config, self.train, self.device)
-        held = size_of(self.train) if resident else 0
-        how = {"held": held, "extra": average, "precision": self.accelerator.autocast}
+        how = {"extra": average, "precision": self.accelerator.autocast}
         accumulate, checkpointing = settled(self.config, self.model, self.gradients.batch, **how)
         # several processes cut alike
-        resident, accumulate, checkpointing = parallel.highest(resident, accumulate, checkpointing)
-        self.position.resident, self.position.checkpointing = bool(resident), bool(checkpointing)
+        accumulate, checkpointing = parallel.highest(accumulate, checkpointing)
+        self.position.checkpointing = bool(checkpointing)
         self.gradients.accumulate = self.position.accumulate = accumulate
         if not self.quiet and (checkpointing or accumulate > self.config.accumulate):
             twice = ", activations computed twice" if checkpointing else ""
@@ -186,11 +180,8 @@ class Loop:
         if isinstance(self.train, Augmented):
             self.train.set_epoch(self.position.epoch)
         share = None if self.gradients.mixes else self.gradients.share  # what is mixed must be seen whole
-        how = {"share": share, "workers": self.config.workers}
-        bounds = self.bounds[self.position.step :]
-        if self.resident:
-            return self.resident.load(order, bounds, **how)
-        return load(self.train, order, bounds, pinned=self.device.type == "cuda", **how)
+        how = {"share": share, "workers": self.config.workers, "pinned": self.device.type == "cuda"}
+        return load(self.train, order, self.bounds[self.position.step :], **how)
 
     def _update(self, images: torch.Tensor, labels: torch.Tensor, ids: np.ndarray) -> None:
         """One update; in smaller parts, the same update, if the device runs out of memory."""

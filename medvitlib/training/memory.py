@@ -36,20 +36,18 @@ def settled(
     model: nn.Module,
     batch: int,
     *,
-    held: int = 0,
     extra: int = 0,
     precision: Callable[[], AbstractContextManager],
 ) -> tuple[int, bool]:
     """Parts of a batch, and whether activations are computed twice, under `memory_gb` or what is free.
 
     Args:
-        held: bytes of images that are to lie on the device, too.
         extra, precision: as for `plan`.
 
     Raises:
         TrainingError: it does not fit into `memory_gb`.
     """
-    limit = _limit(config.memory_gb, model) - held
+    limit = _limit(config.memory_gb, model)
     if limit == float("inf"):
         return config.accumulate, False
     try:

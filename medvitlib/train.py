@@ -103,7 +103,7 @@ def open_parts(asked: dict[str, Any], quiet: bool = False, like: Split | None = 
     data = dict(asked["data"])
     with _judged("data"):
         ds = open_dataset(data.pop("name"), quiet=quiet, **data.pop("rendered", {}), **data)
-        parts = same_split(like, ds) if like else split(ds, **asked["split"])
+        parts = same_split(like, ds) if like else split(ds, quiet=quiet, **asked["split"])
     if not quiet:
         if not ds.about:  # else `open_dataset` has said what it is
             print(ds)

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
@@ -43,7 +44,10 @@ def with_metadata(listing: Listing, path: str | Path | None) -> Listing:
         raise DataError(f"metadata={str(path)!r}: no such file. Expected a CSV with a column path, and others.")
     table = read_table(path)
     file, group = need_column(table, path, PATH), find_column(table.columns, GROUP)
-    own = {file, group, find_column(table.columns, CLASS), find_column(table.columns, SPLIT)}
+    own = {file, group}
+    for names in (CLASS, SPLIT):
+        with suppress(DataError):  # several that could be meant: of images whose class is known, no matter
+            own.add(find_column(table.columns, names))
     columns = [column for column in table.columns if column not in own]
     if not columns and not group:
         raise DataError(f"{path} has columns {table.columns}: nothing beside the file's name.")

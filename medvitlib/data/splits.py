@@ -48,7 +48,9 @@ class Split:
 BY = ("groups", "clusters", "images")
 
 
-def split(ds: Dataset, *, val: float = 0.2, test: float = 0.2, seed: int = 0, by: str = "groups") -> Split:
+def split(
+    ds: Dataset, *, val: float = 0.2, test: float = 0.2, seed: int = 0, by: str = "groups", quiet: bool = False
+) -> Split:
     """Cut a data set in three: every class in the same share, every group (patient) on one side.
 
     Official parts are used where they exist: the test part always, the validation part if it has at least 20 images
@@ -62,8 +64,7 @@ def split(ds: Dataset, *, val: float = 0.2, test: float = 0.2, seed: int = 0, by
         by: what stays together. "groups": patients, as the data set has them. "clusters": images that show the same
             thing too (`medvitlib.data.near`; open the set at 224 pixels); where patients are not known, clusters take
             their place, a lower bound on who belongs together. "images": nothing, to show what that does to a score.
-
-    It prints how large the parts are, unless the set is rendered.
+        quiet: do not print how large the parts are, as of a set that is not rendered.
 
     Raises:
         DataError: for shares that leave nothing over, a class with too few groups to go round, or a positive class of
@@ -134,7 +135,8 @@ def split(ds: Dataset, *, val: float = 0.2, test: float = 0.2, seed: int = 0, by
     found = {name: ds.subset(chosen) for name, chosen in parts.items()}
     if ds.about:
         line = cut(by, found)
-        print(line)
+        if not quiet:
+            print(line)
         found = {name: replace(part, about=(*part.about, line)) for name, part in found.items()}
     return Split(**found, notes=notes)
 

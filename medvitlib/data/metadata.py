@@ -21,6 +21,7 @@ from medvitlib.data.tables import (
     read_table,
 )
 from medvitlib.errors import DataError
+from medvitlib.progress import track
 
 Value = TypeVar("Value")
 
@@ -35,7 +36,8 @@ def with_metadata(listing: Listing, path: str | Path | None) -> Listing:
     Raises:
         DataError: the file cannot be read, or lacks a line for some images.
     """
-    samples = [replace(sample, about=sample.about | header_of(sample.path)) for sample in listing.samples]
+    read = track(listing.samples, "reading headers", unit="file")
+    samples = [replace(sample, about=sample.about | header_of(sample.path)) for sample in read]
     listing = replace(listing, samples=samples)
     if path is None:
         return listing

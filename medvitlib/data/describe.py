@@ -46,7 +46,8 @@ def understood(
     n, channels, h, w = len(samples), *stored.shape[1:]
     parts = Counter(sample.split for sample in samples)
     groups = Counter(sample.group for sample in samples)
-    sizes = f"{min(groups.values())} to {max(groups.values())} images each"
+    few, many = min(groups.values()), max(groups.values())
+    sizes = f"{few} to {many} images each" if few < many else f"images each: {few}"
     patients = f"{len(groups)}, {sizes}; from {listing.patients or 'the set itself'}" if groups_known else "not known"
     if not groups_known and len(groups) < n:
         patients += f"; {len(groups)} groups of images are kept together"
@@ -67,7 +68,7 @@ def understood(
         lines.append(f"masks: of {len(listing.masks)} images, kept as evidence for heat maps")
     if quarantine:
         reasons = Counter(bad.reason.split(":")[0] for bad in quarantine)
-        lines.append(f"left out: {len(quarantine)} files ({_counted(reasons)})")
+        lines.append(f"files left out: {len(quarantine)} ({_counted(reasons)})")
     notes = [f"note: {note}" for note in listing.notes]
     room = MOST_LINES - len(lines)
     if len(notes) > room:

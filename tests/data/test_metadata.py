@@ -53,7 +53,7 @@ def test_a_table_says_who_and_what(folder, table, capsys):
     said = capsys.readouterr().out
     cut = "split by groups: train 36 images of 18 patients, val 12 images of 6 patients, test 12 images of 6 patients"
     assert said.splitlines()[-1] == parts.train.describe().splitlines()[-1] == cut
-    assert "patients: 30, 2 to 2 images each; from column 'patient_id' of about.csv" in said
+    assert "patients: 30, images each: 2; from column 'patient_id' of about.csv" in said
     assert "metadata: scanner (2 values), age (7 values), remark (60 values)" in said
     assert len(said.splitlines()) <= 10
 
@@ -177,7 +177,7 @@ def test_headers_of_a_disc_are_metadata_and_its_index_is_passed_over(discs, caps
     assert set(ds.metadata["ViewPosition"]) == {"PA", "LL"} and set(ds.metadata["ImageLaterality"]) == {"L", "R"}
     assert not {"PatientID", "StudyInstanceUID"} & set(ds.metadata)
     assert [bad.reason for bad in ds.quarantine] == ["the index of a disc, which has no picture"]
-    assert "patients: 10, 4 to 4 images each; from DICOM headers, PatientID" in capsys.readouterr().out
+    assert "patients: 10, images each: 4; from DICOM headers, PatientID" in capsys.readouterr().out
     found = audit(ds, weights=None, n_boot=100)
     texts = " ".join(finding.text for finding in found.findings)
     assert "3 images with text in the picture" in texts and "mixed (5 MONOCHROME1, 35 MONOCHROME2)" in texts
@@ -223,7 +223,7 @@ def test_what_is_printed_stays_below_ten_lines_and_is_said_once(folder, capsys):
         open_dataset(folder, image_size=20)
     said = capsys.readouterr().out.splitlines()
     assert said == ds.describe().splitlines() and len(said) <= 10
-    assert "left out: 9 files (9 not an image)" in said
+    assert "files left out: 9 (9 not an image)" in said
     with pytest.warns(UserWarning):
         open_dataset(folder, image_size=22, quiet=True)
     assert capsys.readouterr().out == ""

@@ -26,8 +26,7 @@ class Position:
     Attributes:
         epoch, step: both counted from 0; `step` is the number of updates done in this epoch.
         loss, weight, seconds: sums over those updates; the loss is weighted by images.
-        accumulate, checkpointing: parts of a batch, as it stands after running out of memory, and whether activations
-            are computed twice: rounding differs between them.
+        accumulate: parts of a batch, as it stands after running out of memory: rounding differs between them.
         best, best_nll, best_epoch: the best value of the metric, with its validation NLL and its epoch as metrics.csv
             numbers it: from 1, 0 for the start; -1 before there is one.
     """
@@ -38,7 +37,6 @@ class Position:
     weight: float = 0.0
     seconds: float = 0.0
     accumulate: int = 1
-    checkpointing: bool = False
     best: float = float("nan")
     best_nll: float = float("nan")
     best_epoch: int = -1

@@ -56,9 +56,9 @@ class TrainConfig:
         workers: processes that augment images; 0 does it in this one. The result is the same.
         compile: let `torch.compile` translate the model first (of a Transformer, its blocks); it takes a while, and
             pays in long trainings.
-        memory_gb: what a training may take of the device, in 10^9 bytes. A batch then goes through the model in as many
-            parts as that asks for (`accumulate` at least), and before parts become small, activations are computed
-            twice instead of kept (checkpointing). 0: what is free on a CUDA device; no limit elsewhere.
+        checkpointing: keep the input of each block alone, and compute its activations again on the way back: less
+            memory, more time, the same update. Where memory runs out all the same, a batch goes through
+            the model in more parts.
         deterministic: refuse operations whose result differs between two runs (on a CPU there are hardly any).
         seed: of the order of the images, augmentation, mixing, dropout.
         trackers: experiment trackers to tell, as accelerate names them ("tensorboard", "mlflow", ...); where
@@ -100,7 +100,7 @@ class TrainConfig:
     patience: int = 0
     workers: int = 0
     compile: bool = False
-    memory_gb: float = 0.0
+    checkpointing: bool = False
     deterministic: bool = False
     seed: int = 0
     trackers: tuple[str, ...] = ()
@@ -169,7 +169,6 @@ _RANGES = {
     "ema": (0, 0.99999),
     "patience": (0, _ANY),
     "workers": (0, 256),
-    "memory_gb": (0, _ANY),
 }
 
 

@@ -18,14 +18,13 @@ from medvitlib.models.adapters import adapters_of, merged
 from medvitlib.models.zoo import head_of
 from medvitlib.progress import track, with_time
 from medvitlib.training import parallel
-from medvitlib.training.blocks import checkpointed, compiled, uncompiled
+from medvitlib.training.blocks import can_checkpoint, checkpointed, compiled, uncompiled
 from medvitlib.training.checkpoint import Position, Stop, load_state, save_best, save_state, state_of
 from medvitlib.training.config import METRICS, TrainConfig
 from medvitlib.training.features import forward
 from medvitlib.training.gradients import Gradients, layout_of
 from medvitlib.training.late import Late, Writer
 from medvitlib.training.losses import balancing_weights
-from medvitlib.training.memory import settled
 from medvitlib.training.optim import make_optimizer, rate_at
 from medvitlib.training.order import bounds_of, load, order_of, seed_of
 from medvitlib.training.pruned import Pruning
@@ -65,6 +64,11 @@ class Loop:
             raise TrainingError("The weights of this model are not float32: pass model.float(), and say precision=.")
         if any(adapter.merged for adapter in adapters_of(model).values()):
             raise TrainingError("The adapters of this model are merged: `unmerge` it to train them further.")
+        if config.checkpointing and not can_checkpoint(model):
+            raise TrainingError(
+                "checkpointing=True is for models with blocks and without batch normalisation, whose statistics would "
+                "count a batch twice: leave it out, and raise accumulate instead."
+            )
         if config.head_epochs and not any(p.requires_grad for p in head_of(model).parameters()):
             raise TrainingError("head_epochs trains the head, which is frozen: set head_epochs=0, or unfreeze it.")
         parallel.align(self.model)
@@ -92,11 +96,11 @@ class Loop:
             else:
                 if not self.quiet and self.folder.replaces:
                     print("An interrupted training of this name was thrown away: resume=True would have gone on.")
-                self._settle()
+                self.gradients.accumulate = self.position.accumulate = self.config.accumulate
                 self._enter_phase()
             if self.config.keep_start and self.position.best_epoch < 0:
                 self._log(0, "start", self._validate())
-            with compiled(self.model, self.compiles), checkpointed(self.model, self.position.checkpointing):
+            with compiled(self.model, self.compiles), checkpointed(self.model, self.config.checkpointing):
                 while self.position.epoch < self.epochs and not self._out_of_patience():
                     self._train_epoch()
                     self._end_epoch(self._validate())
@@ -120,22 +124,6 @@ class Loop:
     def head_only(self) -> bool:
         """Whether this epoch trains the head over a frozen backbone."""
         return self.position.epoch < self.config.head_epochs
-
-    def _settle(self) -> None:
-        """What depends on how much memory is free is settled once: a training that is taken up again goes on alike."""
-        average = sum(t.numel() * t.element_size() for t in self.ema.module.state_dict().values()) if self.ema else 0
-        how = {"extra": average, "precision": self.accelerator.autocast}
-        accumulate, checkpointing = settled(self.config, self.model, self.gradients.batch, **how)
-        # several processes cut alike
-        accumulate, checkpointing = parallel.highest(accumulate, checkpointing)
-        self.position.checkpointing = bool(checkpointing)
-        self.gradients.accumulate = self.position.accumulate = accumulate
-        if not self.quiet and (checkpointing or accumulate > self.config.accumulate):
-            twice = ", activations computed twice" if checkpointing else ""
-            print(
-                f"To fit into memory, {self.gradients.batch} images go through the model in {accumulate} parts{twice}; "
-                "an update still sees all of them."
-            )
 
     def _enter_phase(self) -> None:
         """A fresh optimizer, for the head or for everything."""

@@ -118,8 +118,8 @@ def open_set(source: str | Path, image_size: int, *, most: int = 0, seed: int = 
     Raises:
         DataError: the set is absent (the first line of the message says so), or cannot be used.
     """
-    ds = open_dataset(source, image_size=image_size)
-    parts = split(ds, seed=seed)
+    ds = open_dataset(source, image_size=image_size, quiet=True)
+    parts = split(ds, quiet=True, seed=seed)
     if most and len(parts.train) > most:
         rng, labels = np.random.default_rng(seed), parts.train.labels
         drawn = [

@@ -3,7 +3,6 @@
 import math
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
 
 import numpy as np
 import torch
@@ -23,7 +22,6 @@ from medvitlib.training.checkpoint import Position, Stop, load_state, save_best,
 from medvitlib.training.config import METRICS, TrainConfig
 from medvitlib.training.features import forward
 from medvitlib.training.gradients import Gradients, layout_of
-from medvitlib.training.late import Late, Writer
 from medvitlib.training.losses import balancing_weights
 from medvitlib.training.optim import make_optimizer, rate_at
 from medvitlib.training.order import bounds_of, load, order_of, seed_of
@@ -84,8 +82,6 @@ class Loop:
         self.compiles = config.compile
         self.gradients = Gradients(model, config, accelerator, class_weights, classes, largest, self.compiles)
         self.position, self.logits, self.optimizer = Position(), None, None
-        self.late: tuple[Late, dict, np.ndarray] | None = None
-        self.writer = Writer(behind=writes_behind(self.device))
         self.pruning = Pruning(model, config)
 
     def run(self) -> tuple[Position, torch.Tensor]:
@@ -106,15 +102,13 @@ class Loop:
                     self._end_epoch(self._validate())
                     if self.stop.agreed():
                         self._save()
-                        self._leave(f"Stopped after epoch {self.position.epoch}. {_GO_ON}")
-            self.writer.wait()
+                        self.stop.leave(f"Stopped after epoch {self.position.epoch}. {_GO_ON}")
         finally:
             self._close()
         return self.position, self.logits
 
     def _close(self) -> None:
-        """However it ended: nothing is left half written, and nothing stays frozen."""
-        self.writer.close()
+        """However it ended: nothing stays frozen."""
         for parameter in self.trainable:
             parameter.requires_grad_(True)
         for tracker in self.accelerator.trackers:
@@ -151,8 +145,7 @@ class Loop:
             position.seconds, start = position.seconds + now - start, now
             if self.stop.agreed():
                 self._save()
-                self._leave(f"Stopped in epoch {position.epoch + 1}, after update {position.step}. {_GO_ON}")
-        self._read()
+                self.stop.leave(f"Stopped in epoch {position.epoch + 1}, after update {position.step}. {_GO_ON}")
         position.seconds += time.perf_counter() - start
 
     def _begin_epoch(self) -> None:
@@ -185,23 +178,18 @@ class Loop:
         self.accelerator.unscale_gradients(self.optimizer)
         self.pruning.hold_gradients()
         norm = nn.utils.clip_grad_norm_(self.trainable, config.clip_norm or math.inf)
-        self._read()
-        self.late = Late(torch.stack([loss, norm.to(loss.device)])), position.step, ids
+        self._add(*torch.stack([loss, norm.to(loss.device)]).tolist(), ids)
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.ema:
             self.ema.update(self.model, step=position.epoch * len(self.bounds) + position.step + 1)
         self.pruning.hold(self._copies())
 
-    def _read(self) -> None:
-        """Look at the loss of the update before, and stop if it is not a number: this one's is being computed."""
-        if self.late is None:
-            return
-        (late, step, ids), self.late = self.late, None
-        loss, norm = late.read()
+    def _add(self, loss: float, norm: float, ids: np.ndarray) -> None:
+        """Add the loss of these images to the epoch's, and stop if it is not a number."""
         # with scaled gradients an infinite norm is in order: the scaler skips the update and halves its factor
         if not math.isfinite(loss) or not (math.isfinite(norm) or self.accelerator.scaler):
-            self._not_finite(loss, norm, step, ids)
+            self._not_finite(loss, norm, ids)
         self.position.loss += loss * len(ids)
         self.position.weight += len(ids)
 
@@ -209,17 +197,17 @@ class Loop:
         step = (self.position.epoch - self.config.head_epochs) * len(self.bounds) + self.position.step
         return rate_at(step, len(self.bounds), self.config)
 
-    def _not_finite(self, loss: float, norm: float, step: int, ids: np.ndarray) -> None:
+    def _not_finite(self, loss: float, norm: float, ids: np.ndarray) -> None:
         """Write down what a search for the cause needs, and stop."""
         position = self.position
         rate = max(group["lr"] for group in self.optimizer.param_groups)
-        where = {"epoch": position.epoch + 1, "update": step + 1, "learning_rate": rate}
+        where = {"epoch": position.epoch + 1, "update": position.step + 1, "learning_rate": rate}
         values = {"loss": str(loss), "gradient_norm": str(norm), "ids": ids.tolist()}
         if self.folder:
             write_json(self.folder.folder / "nonfinite.json", where | values)
         folder = parallel.from_first(lambda: self.folder.folder)
         raise TrainingError(
-            f"The loss is {loss}, the gradient's norm {norm}, at update {step + 1} of epoch "
+            f"The loss is {loss}, the gradient's norm {norm}, at update {position.step + 1} of epoch "
             f"{position.epoch + 1} (learning rate {rate:.2g}). The batch's ids are in "
             f"{folder}/nonfinite.json. Look at these images, lower lr, lengthen warmup_epochs or set "
             "clip_norm=1."
@@ -239,7 +227,7 @@ class Loop:
             self._save()
             if self.stop.signal is None:
                 raise
-            self._leave(f"Stopped while epoch {self.position.epoch + 1} was validated. {_GO_ON}")
+            self.stop.leave(f"Stopped while epoch {self.position.epoch + 1} was validated. {_GO_ON}")
 
     def _validate_together(self, kept: nn.Module, options: dict) -> torch.Tensor:
         """Each process sees its share; a signal waits, as one that left would be waited for in vain."""
@@ -260,7 +248,7 @@ class Loop:
         position.loss = position.weight = position.seconds = 0.0
         if was_head and not self.head_only:
             self._enter_phase()
-        self._save(unless_busy=True)
+        self._save()
         if self.each_epoch and self.folder:
             self.each_epoch(row)
 
@@ -273,7 +261,7 @@ class Loop:
             position.best, position.best_nll = values[self.config.metric], values["val_nll"]
             position.best_epoch, self.logits = epoch, logits
             if self.folder:
-                self.writer(partial(save_best, self.folder.folder), self._copies()[-1].state_dict())
+                save_best(self.folder.folder, self._copies()[-1].state_dict())
         row = {
             "epoch": epoch,
             "phase": phase,
@@ -324,19 +312,10 @@ class Loop:
         ema = self.ema.module if self.ema else None
         return {"model": self.model, "ema": ema, "optimizer": self.optimizer, "scaler": self.accelerator.scaler}
 
-    def _save(self, unless_busy: bool = False) -> None:
-        self._read()
+    def _save(self) -> None:
         self.position.accumulate = self.gradients.accumulate
-        if self.folder:
-            content = state_of(self.position, self._parts(), self.logits)
-            self.writer(partial(save_state, self.folder.folder), content, unless_busy=unless_busy)
         # the others wait: were one to leave before, torchrun would end this one in the middle of it
-        parallel.from_first(self.writer.wait if parallel.world() > 1 else lambda: None)
-
-    def _leave(self, message: str) -> None:
-        """Once what was saved is on the disk, answer the signal."""
-        self.writer.wait()
-        self.stop.leave(message)
+        parallel.from_first(lambda: save_state(self.folder.folder, state_of(self.position, self._parts(), self.logits)))
 
     def _load(self) -> None:
         content = parallel.from_first(lambda: load_state(self.folder.folder))
@@ -351,11 +330,6 @@ class Loop:
             self.folder.forget_after(self.position.epoch + started)
         if not self.quiet:
             print(f"Going on in epoch {self.position.epoch + 1}/{self.epochs}, after update {self.position.step}.")
-
-
-def writes_behind(device: torch.device) -> bool:
-    """Whether states are written while the training goes on: a CPU would share its cores with that, and its memory."""
-    return device.type == "cuda"
 
 
 _GO_ON = "Everything is saved: fit(..., resume=True) goes on."

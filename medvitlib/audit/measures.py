@@ -71,8 +71,8 @@ def _header(path: str) -> Header:
         with Image.open(path) as image:
             return Header(image.height, image.width, image.mode, os.path.getsize(path))
     except OSError:  # Pillow cannot identify some TIFFs that OpenCV reads, nor NIfTI
-        if os.path.exists(path) and is_nifti(Path(path).read_bytes()):
-            height, width, _ = nifti_values(Path(path).read_bytes()).shape
+        if os.path.exists(path) and is_nifti(data := Path(path).read_bytes()):
+            height, width, _ = nifti_values(data).shape
             return Header(height, width, "NIfTI", os.path.getsize(path))
         image = cv2.imread(path, cv2.IMREAD_UNCHANGED)
         if image is None:

@@ -174,8 +174,6 @@ _RANGES = {
 
 def of_kind(name: str, value: Any, kind: Any) -> Any:
     """The value as the field's type; a YAML file's 1e-3 is text, and an integer will do for a float."""
-    if kind == bool | None:
-        return None if value is None else of_kind(name, value, bool)
     try:
         if kind is bool or isinstance(value, bool):
             if kind is not bool or not isinstance(value, bool):
